@@ -1,0 +1,103 @@
+"""Every setting of an endpoint, with the reason for its default."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import TYPE_CHECKING
+
+from overlay.errors import ConfigError
+
+if TYPE_CHECKING:
+    from overlay.identity import PeerId
+
+KiB = 1024
+MiB = 1024 * KiB
+
+TRANSPORTS = ("quic", "tcp", "memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on memory and work. Sizes in bytes."""
+
+    stream_window: int = 4 * MiB
+    """What one stream may have in flight or unread at most: 40 MB/s at 100 ms. It is reached in steps."""
+    session_memory: int = 32 * MiB
+    """Sum of all credit that one session grants its peer."""
+    chosen_memory: int = 256 * MiB
+    """The same, summed over all sessions with peers that we dialled."""
+    stranger_memory: int = 64 * MiB
+    """The same for peers that dialled us: keys cost nothing, so all of them share this."""
+    stranger_sessions: int = 1024
+    """Sessions with peers that dialled us; with `stranger_memory` it leaves each 64 KiB, the protocol's minimum."""
+    live_streams: int = 1024
+    """Streams that a peer may have open at once."""
+    stream_send_buffer: int = 1 * MiB
+    """Unsent bytes of one stream, above which `write` waits; what has been sent but not acknowledged is bounded by
+    the peer's credit."""
+    session_send_buffer: int = 32 * MiB
+    """The same over all streams of a session."""
+    datagram_queue: int = 256
+    """Datagrams that wait for `receive_datagram`; the oldest goes first, as fresh ones are worth more."""
+    handshakes: int = 256
+    """Unauthenticated inbound handshakes at once."""
+    handshakes_per_address: int = 32
+    """The same from one IPv4 address or IPv6 /64: one household, one school."""
+    known_peers: int = 4096
+    """Peers without a session whose addresses are remembered, for `connect(PeerId)`."""
+    retry_above: int = 64
+    """Half-open QUIC handshakes above which a newcomer has to prove its address first (RFC 9000 section 8.1.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of an `Endpoint`. Times in seconds, sizes in bytes.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")
+    """`host:port` each; UDP and TCP are bound alike. Port 0 takes one free port, the same for both protocols and, if
+    it is free there too, for all entries. A family that the machine lacks is left out unless it is the only one."""
+    transports: tuple[str, ...] = ("quic", "tcp")
+    """Which transports to use, the preferred one first."""
+    resume_timeout: float = 120.0
+    """How long a session outlives its last connection: longer than a reboot of a home router takes."""
+    dial_timeout: float = 30.0
+    """For `connect`: round trips of 5 s exist."""
+    handshake_timeout: float = 20.0
+    """For one inbound handshake including HELLO: four round trips of 5 s."""
+    idle_timeout: float = 30.0
+    """A connection on which nothing was heard for so long is closed; the session lives on."""
+    keepalive: float = 15.0
+    """An idle connection is pinged so often: UDP mappings of home routers live for 30 s and more."""
+    delivery_timeout: float = 30.0
+    """How long leaving `async with stream` waits for the peer's acknowledgement."""
+    interfaces: tuple[str, ...] = ()
+    """Names of network interfaces to use, such as `eth0`; empty: all."""
+    fwmark: int | None = None
+    """SO_MARK of all sockets, for policy routing (Linux, needs CAP_NET_ADMIN)."""
+    never_dial: tuple[str, ...] = ()
+    """Networks such as `fd00:1234::/32` that are never dialled: a mesh's own tunnel must not carry its peering."""
+    accept: "Callable[[PeerId], bool] | None" = None
+    """Asked for each inbound connection when its key is proven, before any state exists; None: all are welcome."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything."""
+        if not self.transports:
+            raise ConfigError("transports is empty: name at least one of " + ", ".join(TRANSPORTS))
+        for name in self.transports:
+            if name not in TRANSPORTS:
+                raise ConfigError(f"unknown transport {name!r}: known are " + ", ".join(TRANSPORTS))
+        for network in self.never_dial:
+            try:
+                ip_network(network, strict=False)
+            except ValueError as error:
+                raise ConfigError(f"never_dial: {error}") from None
+        for name in ("dial_timeout", "handshake_timeout", "idle_timeout", "keepalive", "delivery_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
+        if self.resume_timeout < 0:
+            raise ConfigError(f"resume_timeout must not be negative, but is {self.resume_timeout}")

@@ -1,0 +1,306 @@
+"""Dialling one peer: at the user's wish, for a replacement when a connection falls silent, and for QUIC again later.
+
+One task per peer, alive only while something is wanted:
+
+    want      when                                                  what
+    connect   somebody waits in `connect`, no session               one race over all addresses, then DialError
+    replace   a session has no connection that answers              races with backoff until one works
+    upgrade   a session has connections, but none over QUIC         QUIC alone, after 1 s, doubling to 60 s
+"""
+
+import asyncio
+import errno
+import logging
+import random
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Final, Literal
+
+from overlay.addresses import Address
+from overlay.dial import Race, Try
+from overlay.errors import (
+    Attempt,
+    DialError,
+    EndpointClosed,
+    IdentityMismatch,
+    OverlayError,
+    SessionError,
+    SessionRefused,
+    WrongIdentity,
+)
+from overlay.protocol.backoff import Backoff
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.race import PREFERRED, plan
+from overlay.transports.base import Connection
+
+if TYPE_CHECKING:
+    from overlay.endpoint import Endpoint
+    from overlay.peer import Peer
+    from overlay.session import Session
+
+logger = logging.getLogger("overlay")
+
+MAX_ADDRESSES: Final = 64
+RESOLVE_TIMEOUT: Final = 5.0
+REPLACE_FIRST: Final = 0.25
+REPLACE_CAP: Final = 8.0
+"""A session lingers for two minutes: much longer pauses would waste most of its chances."""
+UPGRADE_FIRST: Final = 1.0
+UPGRADE_CAP: Final = 60.0
+
+Want = Literal["connect", "replace", "upgrade"]
+
+
+class Dialler:
+    """Dials one peer."""
+
+    def __init__(self, peer: "Peer", endpoint: "Endpoint") -> None:
+        self.addresses: dict[Address, None] = {}
+        self._peer = peer
+        self._endpoint = endpoint
+        self._config = endpoint.config
+        self._task: asyncio.Task[None] | None = None
+        self._race: Race[Connection] | None = None
+        self._waiters = 0
+        self._early = False
+        self._proven = False
+        self._deadline = 0.0
+        self._failure: OverlayError | None = None
+        self._signals: set[asyncio.Future[None]] = set()
+        self._replace = Backoff(REPLACE_FIRST, REPLACE_CAP, random.random)
+        self._upgrade = Backoff(UPGRADE_FIRST, UPGRADE_CAP, random.random)
+        self._closed = False
+
+    # ---------------------------------------------------------------- for the peer and its users
+
+    @property
+    def busy(self) -> bool:
+        """Somebody waits, or something is under way."""
+        return bool(self._waiters) or self._task is not None
+
+    def learn(self, address: Address) -> None:
+        """An address where the peer may be; the oldest makes room."""
+        self.addresses.pop(address, None)
+        self.addresses[address] = None
+        while len(self.addresses) > MAX_ADDRESSES:
+            del self.addresses[next(iter(self.addresses))]
+
+    async def connect(self, *, timeout: float, early: bool) -> "Session":
+        """The peer's session, as soon as it is connected; one dial serves all who wait.
+
+        Cancellation: the dial goes on for others who wait, and ends with the last of them.
+
+        Raises:
+            DialError: no address worked within `timeout` seconds.
+            SessionRefused: the session ended with the peer's refusal.
+            EndpointClosed: the endpoint was closed meanwhile.
+        """
+        self._waiters += 1
+        self._early = self._early or early
+        self._deadline = max(self._deadline, asyncio.get_running_loop().time() + timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    if self._closed:
+                        raise EndpointClosed("the endpoint is closed")
+                    session = self._peer.session
+                    if session is not None and (session.state == "connected" or (early and self._proven)):
+                        return session
+                    if self._failure is not None:
+                        # With a traceback of its own for each who waits.
+                        raise self._failure.with_traceback(None)
+                    self.wake()
+                    await self.changed()
+        except TimeoutError:
+            raise self._dial_error([] if self._race is None else self._race.report()) from None
+        finally:
+            self._waiters -= 1
+            if not self._waiters:
+                self._failure = None
+                self._early = False
+                self._deadline = 0.0
+                if self._want() is None and self._task is not None and self._peer.session is None:
+                    self._task.cancel()
+                session = self._peer.session
+                if session is not None and session.state == "connecting" and not self._proven:
+                    self._peer.give_up()
+                self._peer.wake()
+
+    async def changed(self) -> None:
+        """Wait for the next change: attached, ended, failed."""
+        signal = asyncio.get_running_loop().create_future()
+        self._signals.add(signal)
+        try:
+            await signal
+        finally:
+            self._signals.discard(signal)
+
+    def wake(self) -> None:
+        """Something may be wanted now."""
+        if self._task is None and not self._closed and self._want() is not None:
+            self._task = self._endpoint.spawn(self._run(), f"dial {self._peer.peer_id.short}")
+            self._task.add_done_callback(self._finished)
+        self._signal()
+
+    def attached(self, session: "Session") -> None:
+        """A connection carries the session."""
+        del session
+        self._failure = None
+        self._proven = False
+        self._replace.reset()
+        self.wake()
+
+    def ended(self, error: SessionError) -> None:
+        """The session is over."""
+        if self._waiters and isinstance(error, SessionRefused):
+            self._failure = error
+        self._proven = False
+        self._signal()
+
+    async def aclose(self) -> None:
+        """Stop dialling, whatever is under way."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._signal()
+
+    # ---------------------------------------------------------------- the task
+
+    def _want(self) -> Want | None:
+        if self._closed:
+            return None
+        session = self._peer.session
+        usable = self._peer.usable_transports()
+        if usable:
+            return "upgrade" if PREFERRED not in usable and self._candidates(PREFERRED) else None
+        if session is not None and session.state in {"connected", "lingering"}:
+            return "replace" if self.addresses else None
+        return "connect" if self._waiters and self._failure is None else None
+
+    async def _run(self) -> None:
+        while (want := self._want()) is not None:
+            match want:
+                case "connect":
+                    await self._connect()
+                case "replace":
+                    async with self._endpoint.background_dial():
+                        won = await self._dial(self._candidates(), self._config.dial_timeout)
+                    if won is None:
+                        await self._pause(self._replace.next_delay(), "replace")
+                case "upgrade":
+                    await self._pause(self._upgrade.next_delay(), "upgrade")
+                    if self._want() == "upgrade":
+                        async with self._endpoint.background_dial():
+                            await self._dial(self._candidates(PREFERRED), self._config.dial_timeout)
+        self._upgrade.reset()
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._peer.begin(early=self._early) is None:
+            self._failure = self._dial_error([], "no memory for another session, see Config.limits")
+        else:
+            candidates = self._candidates()
+            won = await self._dial(candidates, max(0.0, self._deadline - loop.time()))
+            session = self._peer.session
+            if won is None and (session is None or session.state == "connecting"):
+                failures = [] if self._race is None else self._race.report()
+                self._failure = self._dial_error(failures, "" if candidates else "no address is known")
+                self._proven = False
+                self._peer.give_up()
+        self._signal()
+
+    async def _dial(self, candidates: list[Address], seconds: float) -> Connection | None:
+        starts = plan([(one.transport or "", one.host, one.port) for one in candidates], self._config.transports)
+        race = self._race = Race(starts, self._attempt, _discard)
+        try:
+            async with asyncio.timeout(seconds):
+                return await race.run()
+        except TimeoutError:
+            return None
+        finally:
+            for failure in race.failures:
+                logger.debug("%s: %s", self._peer.peer_id.short, failure)
+
+    async def _attempt(self, one: Try) -> Connection:
+        if not one.address.is_literal and one.address.transport != "memory":
+            return await self._attempt_name(one)
+        self._check_allowed(one.address)
+        transport = self._endpoint.transport(one.address.transport or "")
+        connection = await transport.dial(one.address, self._peer.peer_id, self._peer)
+        try:
+            one.stage = "hello"
+            accepted = self._peer.dialled(connection)
+            self._proven = True
+            self._signal()
+            await accepted
+        except BaseException:
+            _discard(connection)
+            raise
+        return connection
+
+    async def _attempt_name(self, one: Try) -> Connection:
+        """Resolve a name, then race its addresses."""
+        one.stage = "resolve"
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(RESOLVE_TIMEOUT):
+            found = await loop.getaddrinfo(one.address.host, one.address.port, type=socket.SOCK_STREAM)
+        one.stage = "connect"
+        transport = one.address.transport or ""
+        hosts = [Address.from_sockaddr(transport, info[4]) for info in found]
+        race = Race(plan([(transport, host.host, host.port) for host in hosts], (transport,)), self._attempt, _discard)
+        won = await race.run()
+        if won is None:
+            if self._race is not None:
+                self._race.failures += race.failures
+            raise OSError(errno.EHOSTUNREACH, f"none of the {len(hosts)} addresses of {one.address.host} answers")
+        return won
+
+    async def _pause(self, seconds: float, want: Want) -> None:
+        """Wait, but not longer than the same thing is wanted."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._want() == want:
+                    await self.changed()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _candidates(self, transport: str | None = None) -> list[Address]:
+        """The known addresses, one for each transport that they stand for, the newest knowledge last."""
+        wanted = self._config.transports if transport is None else (transport,)
+        return [
+            address.with_transport(name)
+            for address in self.addresses
+            for name in wanted
+            if address.transport in {None, name} and name in self._config.transports
+        ]
+
+    def _check_allowed(self, address: Address) -> None:
+        for network in self._config.never_dial:
+            if address.family and ip_address(address.host.partition("%")[0]) in ip_network(network, strict=False):
+                raise PermissionError(errno.EPERM, f"{address.host} is in never_dial ({network})")
+
+    def _dial_error(self, attempts: Iterable[Attempt], why: str = "") -> DialError:
+        attempts = list(attempts)
+        answered = [one for one in attempts if one.stage in {"handshake", "hello"}]
+        wrong = answered and all(isinstance(one.cause, IdentityMismatch) for one in answered)
+        return (WrongIdentity if wrong else DialError)(str(self._peer.peer_id), attempts, why)
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._task = None
+        if not task.cancelled() and task.exception() is None and self._want() is not None:
+            # Something came while it was ending.
+            self.wake()
+        self._signal()
+        self._peer.wake()
+
+    def _signal(self) -> None:
+        for signal in self._signals:
+            if not signal.done():
+                signal.set_result(None)
+
+
+def _discard(connection: Connection) -> None:
+    connection.close(CloseCode.LOST_RACE)

@@ -1,0 +1,249 @@
+"""The error tree: everything that this library raises on purpose.
+
+    OverlayError
+    ├── ConfigError                 we: a setting that cannot work
+    ├── IdentityError               we: a key or key file that cannot be used
+    ├── AddressError (ValueError)   we: a string that is no address, ticket or peer id; names the part at fault
+    ├── BusyError                   we: two tasks in the same operation
+    ├── EndpointClosed              we: the endpoint is not open
+    ├── DialError                   the network: no address worked; holds every attempt
+    │   └── WrongIdentity           the peer: somebody else answers at every address that answers
+    ├── HandshakeError              one attempt: connected, but not to an acceptable peer
+    │   ├── IdentityMismatch        the peer: proved another key than the one dialled
+    │   └── SelfDial                we: reached ourselves
+    ├── SessionError                what ended a session
+    │   ├── SessionClosed           we or the peer closed it; `by_peer` tells
+    │   ├── SessionLost             the network: no connection within the resume time, or the peer gave up
+    │   ├── PeerRestarted           the peer: its process started anew
+    │   └── SessionRefused          the peer: would not have us; `code` tells why
+    │       └── DuplicateIdentity   another living process has our key
+    ├── StreamError
+    │   ├── StreamReset             the peer: abandoned its sending side; `code`
+    │   ├── StreamStopped           the peer: reads no more; `code`
+    │   ├── StreamClosed            we: written to or read after our own close
+    │   ├── StreamTruncated         the peer: ended before `readexactly` had enough; `partial`
+    │   └── UnknownProtocol         the peer: nobody handles that name
+    └── DatagramTooLarge            we: longer than `session.max_datagram_size`
+
+Each says who did it. Facts are attributes; the sentence is built in `__str__`; the cause is chained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from overlay.protocol.codes import CloseCode
+
+
+class OverlayError(Exception):
+    """Base of all errors of this library."""
+
+
+class ConfigError(OverlayError, ValueError):
+    """A setting that cannot work, with what to do about it."""
+
+
+class IdentityError(OverlayError):
+    """A key or key file that cannot be used."""
+
+
+class AddressError(OverlayError, ValueError):
+    """A string that is no address, ticket or peer id.
+
+    Attributes:
+        text: the whole string as given.
+        part: the part at fault.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, text: str, part: str, why: str) -> None:
+        super().__init__(text, part, why)
+        self.text = text
+        self.part = part
+        self.why = why
+
+    def __str__(self) -> str:
+        """One sentence that names the part at fault."""
+        where = "" if self.part == self.text else f" in {self.text!r}"
+        return f"{self.part!r}{where}: {self.why}"
+
+
+class BusyError(OverlayError):
+    """Two tasks are in the same operation of one object; the second one gets this."""
+
+
+class EndpointClosed(OverlayError):
+    """The endpoint has not been entered, or is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One address that a dial tried."""
+
+    address: str
+    stage: str
+    """`resolve`, `connect`, `handshake` or `hello`: how far it came."""
+    cause: BaseException
+    milliseconds: float
+    """From this attempt's start to its end."""
+
+    def __str__(self) -> str:
+        """One line."""
+        text = str(self.cause) or type(self.cause).__name__
+        return f"{self.address}: {self.stage} failed after {self.milliseconds:.0f} ms: {text}"
+
+
+class DialError(OverlayError):
+    """No address of the peer could be reached.
+
+    Attributes:
+        peer: the key that was dialled, printed.
+        attempts: every address that was tried.
+    """
+
+    def __init__(self, peer: str, attempts: Sequence[Attempt], why: str = "") -> None:
+        super().__init__(peer, attempts, why)
+        self.peer = peer
+        self.attempts = tuple(attempts)
+        self.why = why
+
+    def __str__(self) -> str:
+        """The reason, then a line for each attempt."""
+        head = f"cannot reach {self.peer}" + (f": {self.why}" if self.why else "")
+        return "\n  ".join((head, *map(str, self.attempts)))
+
+
+class WrongIdentity(DialError):
+    """Every address that answered proved another key than the one dialled."""
+
+
+class HandshakeError(OverlayError):
+    """A connection that came up, but not to an acceptable peer."""
+
+    def __init__(self, why: str, code: CloseCode = CloseCode.UNAUTHENTICATED) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+class IdentityMismatch(HandshakeError):
+    """The peer proved another key than the one dialled."""
+
+
+class SelfDial(HandshakeError):
+    """The address leads back to ourselves."""
+
+
+class SessionError(OverlayError):
+    """What ended a session; its streams fail with the same error."""
+
+
+class SessionClosed(SessionError):
+    """The session was closed on purpose."""
+
+    def __init__(self, *, by_peer: bool, reason: str = "") -> None:
+        super().__init__(by_peer, reason)
+        self.by_peer = by_peer
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Who closed it."""
+        who = "the peer" if self.by_peer else "this side"
+        return f"the session was closed by {who}" + (f": {self.reason}" if self.reason else "")
+
+
+class SessionLost(SessionError):
+    """No connection came back within the resume time, or the peer has forgotten the session."""
+
+
+class PeerRestarted(SessionError):
+    """The peer's process started anew: what it held of this session is gone."""
+
+
+class SessionRefused(SessionError):
+    """The peer would not have us."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """The code's name and the peer's reason."""
+        try:
+            name = CloseCode(self.code).name
+        except ValueError:
+            name = f"code {self.code}"
+        return f"the peer refused the session ({name})" + (f": {self.reason}" if self.reason else "")
+
+
+class DuplicateIdentity(SessionRefused):
+    """Another living process uses our key: give each process its own."""
+
+
+class StreamError(OverlayError):
+    """What ended a stream."""
+
+
+class StreamReset(StreamError):
+    """The peer abandoned its sending side: what it had not delivered is lost."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+    def __str__(self) -> str:
+        """The code."""
+        return f"the peer reset the stream (code {self.code})"
+
+
+class StreamStopped(StreamError):
+    """The peer reads no more."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+    def __str__(self) -> str:
+        """The code."""
+        return f"the peer stopped reading the stream (code {self.code})"
+
+
+class StreamClosed(StreamError):
+    """This side has already ended that direction of the stream."""
+
+
+class StreamTruncated(StreamError, EOFError):
+    """The stream ended before enough bytes came.
+
+    Attributes:
+        partial: the bytes that did come.
+    """
+
+    def __init__(self, partial: bytes, expected: int) -> None:
+        super().__init__(partial, expected)
+        self.partial = partial
+        self.expected = expected
+
+    def __str__(self) -> str:
+        """How many of how many."""
+        return f"the stream ended after {len(self.partial)} of {self.expected} bytes"
+
+
+class UnknownProtocol(StreamError):
+    """Nobody at the peer handles the protocol that the stream was opened for."""
+
+
+class DatagramTooLarge(OverlayError, ValueError):
+    """The datagram is longer than the path carries.
+
+    Attributes:
+        limit: `session.max_datagram_size` at that moment, in bytes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size, limit)
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        """Both sizes."""
+        return f"a datagram of {self.size} bytes does not fit: the limit is {self.limit}"

@@ -1,0 +1,506 @@
+"""One remote key: the asyncio shell over `PeerCore`. Owns its connections, its timer and its dialling.
+
+Everything that can change the core, a frame, a write, a timer, ends in `_pump`: it carries out the core's actions,
+fills the connections, wakes the streams, and sets the timer to the next deadline. Changes made by the application only
+schedule it, so that all that one turn of the event loop writes leaves together.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from overlay.dialler import Dialler
+from overlay.errors import (
+    DatagramTooLarge,
+    DuplicateIdentity,
+    PeerRestarted,
+    SessionClosed,
+    SessionError,
+    SessionLost,
+    SessionRefused,
+)
+from overlay.events import Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
+from overlay.identity import PeerId
+from overlay.protocol.budget import Budget
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.frames import Control
+from overlay.protocol.liveness import Progress
+from overlay.protocol.peer import (
+    Action,
+    Answered,
+    Attached,
+    CloseConnection,
+    Ended,
+    Ending,
+    Lingering,
+    PeerCore,
+    PeerSettings,
+    Recovered,
+    SessionState,
+    Suspected,
+)
+from overlay.protocol.session import SessionCore, SessionLimits
+from overlay.protocol.stream import Priority, StreamCore
+from overlay.session import Session
+from overlay.streams import Stream
+from overlay.transports.base import ClosedBy, CloseReason, Connection, Role
+
+if TYPE_CHECKING:
+    from overlay.endpoint import Endpoint
+
+logger = logging.getLogger("overlay")
+
+
+class Peer:
+    """Implements `ConnectionHandler` for all connections with one key."""
+
+    def __init__(self, endpoint: "Endpoint", peer_id: PeerId) -> None:
+        self.peer_id = peer_id
+        self.session: Session | None = None
+        self.connections: dict[int, Connection] = {}
+        self._endpoint = endpoint
+        self._config = endpoint.config
+        self._loop = asyncio.get_running_loop()
+        self._core = PeerCore(
+            endpoint.peer_id.raw,
+            peer_id.raw,
+            process=endpoint.process,
+            random=lambda: random.SystemRandom().getrandbits(64) or 1,
+            grant=self._grant,
+            settings=PeerSettings(
+                linger=self._config.resume_timeout,
+                handshake_timeout=self._config.handshake_timeout,
+                keepalive=self._config.keepalive,
+                idle_timeout=self._config.idle_timeout,
+            ),
+        )
+        self.dialler = Dialler(self, endpoint)
+        self.traffic: dict[str, tuple[int, int]] = {}
+        """Of connections that have ended, by transport: bytes sent and received."""
+        self.stranger = False
+        """The session's memory comes from the pool of those whom we have not chosen."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._scheduled: asyncio.Handle | None = None
+        self._accepted: dict[int, asyncio.Future[None]] = {}
+        self._pings: dict[int, asyncio.Future[tuple[float, Path] | None]] = {}
+        self._selected: int | None = None
+        self._closed = False
+
+    # ---------------------------------------------------------------- what users ask, by way of Session and Stream
+
+    def paths(self) -> list[Path]:
+        """A snapshot of the connections that carry the session, the selected one first."""
+        attached = [self.connections[one] for one in self._core.attached if one in self.connections]
+        return sorted(map(self._path, attached), key=lambda path: not path.selected)
+
+    def traffic_by_transport(self) -> dict[str, tuple[int, int]]:
+        """Bytes sent and received, over all connections there are and have been."""
+        total = dict(self.traffic)
+        for connection in self.connections.values():
+            sent, received = total.get(connection.transport, (0, 0))
+            total[connection.transport] = (sent + connection.bytes_sent, received + connection.bytes_received)
+        return total
+
+    @property
+    def max_datagram_size(self) -> int:
+        """Of the selected connection; 0 without one."""
+        connection = self.connections.get(self._core.selected or 0)
+        return 0 if connection is None else connection.max_datagram_size
+
+    def open(self, session: SessionState, protocol: str, priority: Priority) -> StreamCore | None:
+        """Open a stream, or None when there is no credit."""
+        core = session.core.open(protocol, priority)
+        self.wake()
+        return core
+
+    def write(self, stream: StreamCore, data: bytes | memoryview) -> int:
+        """Accept what there is room for."""
+        core = self._session_core(stream)
+        if core is None:
+            return 0
+        self.wake()
+        return core.write(stream, data)
+
+    def finish(self, stream: StreamCore) -> None:
+        """FIN."""
+        if (core := self._session_core(stream)) is not None:
+            core.finish(stream)
+            self.wake()
+
+    def reset(self, stream: StreamCore, code: int) -> None:
+        """RESET."""
+        if (core := self._session_core(stream)) is not None:
+            core.reset(stream, code)
+            self.wake()
+
+    def stop(self, stream: StreamCore, code: int) -> None:
+        """STOP."""
+        if (core := self._session_core(stream)) is not None:
+            core.stop(stream, code)
+            self.wake()
+
+    def read(self, stream: StreamCore, size: int) -> bytes:
+        """What has arrived, also after the session's end."""
+        core = self._session_core(stream)
+        if core is None:
+            return stream.receiving.buffer.read(size)
+        data = core.read(stream, size)
+        if core.has_control:
+            self.wake()
+        return data
+
+    def send_datagram(self, data: bytes) -> None:
+        """On the selected connection, or nowhere."""
+        connection = self.connections.get(self._core.selected or 0)
+        if connection is None:
+            return
+        if len(data) > connection.max_datagram_size:
+            raise DatagramTooLarge(len(data), connection.max_datagram_size)
+        connection.send_datagram(data)
+        self.wake()
+
+    async def ping(self) -> tuple[float, Path] | None:
+        """Ask the peer on the selected connection; None when the connection was lost, or there is none yet."""
+        nonce = self._core.ping(self._loop.time())
+        if nonce is None:
+            await self.dialler.changed()
+            return None
+        waiter = self._pings[nonce] = self._loop.create_future()
+        self.wake()
+        try:
+            return await waiter
+        finally:
+            self._pings.pop(nonce, None)
+
+    def close_session(self, session: SessionState) -> None:
+        """End it on purpose."""
+        self._core.close_session(session, self._loop.time())
+        self._pump()
+
+    # ---------------------------------------------------------------- what the dialler asks
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is known here that could not be forgotten, but addresses."""
+        return self._core.idle and not self.connections
+
+    def begin(self, *, early: bool) -> Session | None:
+        """The session to dial for; None when there is no memory for another one."""
+        state = self._core.begin(early=early)
+        if state is None:
+            return None
+        if self.stranger and state.budget.move(self._endpoint.chosen):
+            self.stranger = False
+        return self._session_of(state)
+
+    def usable_transports(self) -> set[str]:
+        """Transports of connections that carry the session and answer."""
+        return {
+            self.connections[one].transport
+            for one in self._core.attached
+            if one in self.connections and not self._core.is_suspect(one)
+        }
+
+    def dialled(self, connection: Connection) -> "asyncio.Future[None]":
+        """Introduce a connection that we have made; the future is done at ACCEPT, or holds what came instead."""
+        waiter = self._accepted[connection.id] = self._loop.create_future()
+        self._introduce(connection)
+        self._pump()
+        return waiter
+
+    def give_up(self) -> None:
+        """A dial has failed and there never was a connection: forget the session that it was for."""
+        state = self._core.session
+        if state is not None and not state.connected:
+            self._core.close_session(state, self._loop.time())
+            self._pump()
+
+    # ---------------------------------------------------------------- what the endpoint asks
+
+    @property
+    def lingering_until(self) -> float | None:
+        """When the session's resume time is over; None while it has a connection, or there is no session."""
+        return None if self._core.session is None else self._core.session.linger_until
+
+    def evict(self) -> None:
+        """End a lingering session: others need its memory."""
+        if self._core.session is not None:
+            self._core.close_session(self._core.session, self._loop.time(), reason="evicted: memory is short")
+            self._pump()
+
+    # ---------------------------------------------------------------- ConnectionHandler
+
+    def accepted(self, connection: Connection) -> None:
+        """Introduce a connection that the peer has made."""
+        self._introduce(connection)
+        self.wake()
+
+    def frame_received(self, connection: Connection, frame: Control) -> None:
+        """See `ConnectionHandler`."""
+        self._core.receive(connection.id, frame, self._loop.time())
+
+    def stream_received(self, connection: Connection, stream: int, offset: int, data: bytes) -> None:
+        """See `ConnectionHandler`."""
+        self._core.receive_stream(connection.id, stream, offset, data, self._loop.time())
+
+    def datagram_received(self, connection: Connection, data: bytes) -> None:
+        """See `ConnectionHandler`. Before its HELLO was judged, a connection's datagrams are dropped."""
+        if self.session is not None and connection.id in self._core.attached:
+            self.session._datagram_received(data)
+
+    def writable(self, connection: Connection) -> None:
+        """See `ConnectionHandler`. The transport flushes after this call."""
+        self._pump(flushed=connection)
+
+    def closed(self, connection: Connection, reason: CloseReason) -> None:
+        """See `ConnectionHandler`."""
+        logger.debug("%r %s", connection, reason)
+        was_attached = connection.id in self._core.attached
+        sent, received = self.traffic.get(connection.transport, (0, 0))
+        self.traffic[connection.transport] = (sent + connection.bytes_sent, received + connection.bytes_received)
+        del self.connections[connection.id]
+        self._core.connection_lost(
+            connection.id,
+            self._loop.time(),
+            code=reason.code,
+            reason=reason.reason,
+            by_peer=reason.by is ClosedBy.PEER,
+        )
+        waiter = self._accepted.pop(connection.id, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(_not_accepted(reason))
+            # The attempt may have been cancelled meanwhile; then nobody asks for the exception.
+            waiter.exception()
+        if was_attached:
+            remaining = len(self._core.attached)
+            self._endpoint.publish(PathLost(self.peer_id, connection.transport, connection.remote, remaining))
+        for ping in tuple(self._pings.values()):
+            if not ping.done():
+                ping.set_result(None)
+        self._pump()
+
+    # ---------------------------------------------------------------- the pump
+
+    def wake(self) -> None:
+        """Something is to be sent: pump in this turn of the loop, after everybody who runs now."""
+        if self._scheduled is None and not self._closed:
+            self._scheduled = self._loop.call_soon(self._pump_scheduled)
+
+    def _pump_scheduled(self) -> None:
+        self._scheduled = None
+        self._pump()
+
+    def _pump(self, flushed: Connection | None = None) -> None:
+        core = self._core
+        now = self._loop.time()
+        self._act()
+        for connection in tuple(self.connections.values()):
+            frames = core.frames_to_send(connection.id)
+            for frame in frames:
+                connection.send_frame(frame)
+            sent = bool(frames)
+            if connection.id == core.selected:
+                while (room := connection.sendable()) > 0:
+                    chunk = core.data_to_send(connection.id, room)
+                    if chunk is None:
+                        break
+                    connection.send_stream(chunk.stream, chunk.offset, chunk.data, idle=chunk.idle)
+                    sent = True
+            if sent and connection is not flushed:
+                connection.flush()
+        state = core.session
+        if state is not None:
+            self._wake_streams(state)
+        core.update(now)
+        self._set_timer(now)
+
+    def _wake_streams(self, state: SessionState) -> None:
+        session = self.session
+        if session is None:
+            return
+        core = state.core
+        for stream in core.take_opened():
+            shell = Stream(session, stream)
+            stream.handle = shell
+            self._endpoint.stream_opened(shell)
+        for stream in core.take_changed():
+            if isinstance(stream.handle, Stream):
+                stream.handle._changed()
+        if core.may_open:
+            core.may_open = False
+            session._may_open.set()
+
+    def _set_timer(self, now: float) -> None:
+        at = self._core.next_timeout()
+        if at is None or self._closed:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self.idle and not self._closed:
+                self._endpoint.forget(self)
+            return
+        if self._timer is not None:
+            if self._timer_at <= at:
+                # Firing early and looking again is cheaper than a new timer for each packet.
+                return
+            self._timer.cancel()
+        self._timer_at = max(at, now)
+        self._timer = self._loop.call_at(self._timer_at, self._timeout)
+
+    def _timeout(self) -> None:
+        self._timer = None
+        self._core.handle_timeout(self._loop.time())
+        self._pump()
+
+    # ---------------------------------------------------------------- actions
+
+    def _act(self) -> None:
+        while actions := self._core.take_actions():
+            for action in actions:
+                self._carry_out(action)
+        selected = self._core.selected
+        if selected != self._selected:
+            self._selected = selected
+            connection = self.connections.get(selected or 0)
+            if connection is not None and selected in self._core.attached:
+                logger.debug("%s: sending on %s", self.peer_id.short, connection.remote)
+                self._endpoint.publish(PathChanged(self.peer_id, self._path(connection)))
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Attached(connection, state, first):
+                session = self._session_of(state)
+                if first:
+                    self._endpoint.publish(PeerConnected(self.peer_id))
+                waiter = self._accepted.pop(connection, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(None)
+                self.dialler.attached(session)
+            case Suspected(connection):
+                logger.info("%s: nothing comes back on %r", self.peer_id.short, self.connections.get(connection))
+                self._endpoint.suspected()
+                self.dialler.wake()
+            case Recovered() | Lingering():
+                self.dialler.wake()
+            case Answered(connection, nonce, seconds):
+                waiter_ = self._pings.get(nonce)
+                link = self.connections.get(connection)
+                if waiter_ is not None and not waiter_.done() and link is not None:
+                    waiter_.set_result((seconds, self._path(link)))
+            case Ended(state, why, code, reason):
+                self._session_ended(state, why, code, reason)
+            case CloseConnection(connection, close_code, reason):
+                if (link := self.connections.get(connection)) is not None:
+                    # What the core queued for it, such as an ACCEPT before it, still goes first.
+                    for frame in self._core.frames_to_send(connection):
+                        link.send_frame(frame)
+                    link.close(close_code, reason)
+
+    def _session_ended(self, state: SessionState, why: Ending, code: int, reason: str) -> None:
+        error = _session_error(why, code, reason)
+        self.stranger = False
+        session = state.handle
+        streams = [stream.handle for stream in state.core.take_changed()]
+        if isinstance(session, Session):
+            session._ended(error)
+            if self.session is session:
+                self.session = None
+        for stream in streams:
+            if isinstance(stream, Stream):
+                stream._changed()
+        if state.connected:
+            if why in {Ending.RESTARTED, Ending.GONE}:
+                self._endpoint.publish(SessionReplaced(self.peer_id))
+            self._endpoint.publish(PeerDisconnected(self.peer_id, error))
+        self.dialler.ended(error)
+
+    # ---------------------------------------------------------------- helpers
+
+    async def aclose(self) -> None:
+        """End everything with this peer; its connections are told."""
+        await self.dialler.aclose()
+        now = self._loop.time()
+        if self._core.session is not None:
+            self._core.close_session(self._core.session, now)
+        self._pump()
+        self._closed = True
+        for connection in tuple(self.connections.values()):
+            connection.close(CloseCode.SESSION_CLOSED)
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _introduce(self, connection: Connection) -> None:
+        self.connections[connection.id] = connection
+        connection_watch = _watch(connection)
+        self._core.connection_made(
+            connection.id,
+            kind=(connection.transport, connection.remote.family or 0),
+            rank=self._config.transports.index(connection.transport),
+            dialled_by_us=connection.role is Role.DIALER,
+            watch=connection_watch,
+            now=self._loop.time(),
+        )
+        if connection.transport == "quic":
+            # Its socket is the one that listens; of TCP we only see a port of the moment.
+            self.dialler.learn(connection.remote)
+
+    def _grant(self, chosen: bool) -> tuple[SessionLimits, Budget] | None:
+        granted = self._endpoint.grant(chosen)
+        self.stranger = granted is not None and not chosen
+        return granted
+
+    def _session_of(self, state: SessionState) -> Session:
+        if not isinstance(state.handle, Session):
+            state.handle = self.session = Session(self, state, self._config)
+        return state.handle
+
+    def _session_core(self, stream: StreamCore) -> SessionCore | None:
+        if stream.removed or self._core.session is None:
+            return None
+        return self._core.session.core
+
+    def _path(self, connection: Connection) -> Path:
+        return Path(
+            transport=connection.transport,
+            remote=connection.remote,
+            selected=connection.id == self._core.selected,
+            suspect=self._core.is_suspect(connection.id),
+            dialled=connection.role is Role.DIALER,
+            rtt=connection.rtt,
+            bytes_sent=connection.bytes_sent,
+            bytes_received=connection.bytes_received,
+        )
+
+
+def _watch(connection: Connection) -> Callable[[], Progress]:
+    return lambda: Progress(connection.last_progress(), connection.probe_timeout)
+
+
+def _not_accepted(reason: CloseReason) -> Exception:
+    if reason.by is not ClosedBy.PEER:
+        return ConnectionError(str(reason))
+    if reason.code == CloseCode.DUPLICATE_IDENTITY:
+        return DuplicateIdentity(reason.code, reason.reason)
+    return SessionRefused(reason.code, reason.reason)
+
+
+def _session_error(why: Ending, code: int, reason: str) -> SessionError:
+    match why:
+        case Ending.CLOSED_BY_US:
+            return SessionClosed(by_peer=False, reason=reason)
+        case Ending.CLOSED_BY_PEER:
+            return SessionClosed(by_peer=True, reason=reason)
+        case Ending.RESTARTED:
+            return PeerRestarted("the peer's process has started anew")
+        case Ending.REFUSED if code == CloseCode.DUPLICATE_IDENTITY:
+            return DuplicateIdentity(code, reason)
+        case Ending.REFUSED:
+            return SessionRefused(code, reason)
+        case _:
+            return SessionLost(f"the session is lost: {why.value}")

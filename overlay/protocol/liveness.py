@@ -1,0 +1,128 @@
+"""Failure is noticed by silence: is this connection still alive? Pure; one object per connection.
+
+A connection is *suspect* when something is outstanding on it and nothing at all came back, no authenticated byte and no
+transport acknowledgement, for `max(500 ms, 2 PTO)`, or 3 s before the first round-trip sample. Our own lag does not
+count: a timer that fires late says that *we* were away. Suspicion costs little (a PING, and one race in the
+background, while the connection keeps its chance), so it may be quick; each false alarm doubles the patience.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+MINIMUM_SILENCE: Final = 0.5
+UNKNOWN_RTT_SILENCE: Final = 3.0
+LAG: Final = 0.1
+"""A timer this late means that our loop did not run."""
+MAX_FALSE_ALARMS: Final = 5
+RECHECK: Final = 0.25
+"""How often a suspect is asked whether its transport has seen progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a transport knows of the other end."""
+
+    at: float
+    """When an authenticated byte or a transport's acknowledgement last arrived."""
+    probe_timeout: float | None
+    """The transport's PTO, in seconds; None before the first sample."""
+
+
+class Verdict(Enum):
+    """What a check found."""
+
+    FINE = "fine"
+    SUSPECT = "suspect"
+    """Newly suspected."""
+    RECOVERED = "recovered"
+    """It was suspect, and lives."""
+    KEEPALIVE = "keepalive"
+    """Idle for so long that a PING is due."""
+    DEAD = "dead"
+    """Silent for the whole idle time."""
+
+
+class Liveness:
+    """Watches one connection.
+
+    Args:
+        now: the time of its attach.
+        keepalive: idle seconds after which a PING is due.
+        idle_timeout: silent seconds after which it is dead.
+        watch: asks the transport for its progress.
+    """
+
+    def __init__(self, now: float, *, keepalive: float, idle_timeout: float, watch: Callable[[], Progress]) -> None:
+        self.suspect = False
+        self._watch = watch
+        self._keepalive = keepalive
+        self._idle_timeout = idle_timeout
+        self._outstanding_since: float | None = None
+        self._false_alarms = 0
+        self._suspected_at = 0.0
+        self._check_at = now + keepalive
+
+    @property
+    def next_timeout(self) -> float:
+        """When `check` is due."""
+        return self._check_at
+
+    def outstanding(self, waiting: bool, now: float) -> None:
+        """Tell whether anything is outstanding: unacknowledged bytes or an unanswered PING."""
+        if not waiting:
+            self._outstanding_since = None
+        elif self._outstanding_since is None:
+            self._outstanding_since = now
+            # A lower bound is enough here: the check asks the transport and waits on.
+            self._check_at = min(self._check_at, now + MINIMUM_SILENCE)
+
+    def heard(self) -> bool:
+        """Something arrived; whether the connection was suspect until now."""
+        if not self.suspect:
+            return False
+        self.suspect = False
+        self._false_alarms = min(self._false_alarms + 1, MAX_FALSE_ALARMS)
+        return True
+
+    def check(self, now: float) -> Verdict:
+        """Judge at `now`; call it when `next_timeout` has come."""
+        lag = now - self._check_at
+        if lag < 0:
+            return Verdict.FINE
+        if lag > LAG and self._outstanding_since is not None:
+            # What arrived meanwhile stands unread in the sockets: give it a turn.
+            self._check_at = now + min(lag, MINIMUM_SILENCE)
+            return Verdict.FINE
+        progress = self._watch()
+        if self.suspect and progress.at > self._suspected_at:
+            self.heard()
+            self._check_at = now + MINIMUM_SILENCE
+            return Verdict.RECOVERED
+        if self._outstanding_since is None:
+            if now >= progress.at + self._keepalive:
+                self._check_at = now + MINIMUM_SILENCE
+                return Verdict.KEEPALIVE
+            self._check_at = progress.at + self._keepalive
+            return Verdict.FINE
+        silent_since = max(progress.at, self._outstanding_since)
+        if now - silent_since >= self._idle_timeout:
+            self._check_at = now + self._idle_timeout
+            return Verdict.DEAD
+        if self.suspect:
+            self._check_at = now + RECHECK
+            return Verdict.FINE
+        patience = self._patience(progress.probe_timeout)
+        if now - silent_since < patience:
+            self._check_at = silent_since + patience
+            return Verdict.FINE
+        self.suspect = True
+        self._suspected_at = now
+        self._check_at = now + RECHECK
+        return Verdict.SUSPECT
+
+    def _patience(self, probe_timeout: float | None) -> float:
+        if probe_timeout is None:
+            return UNKNOWN_RTT_SILENCE
+        return float(max(MINIMUM_SILENCE, 2 * probe_timeout) * 2**self._false_alarms)

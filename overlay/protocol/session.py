@@ -1,0 +1,610 @@
+"""The streams of one session: what to send, what has arrived, what is still owed. Pure.
+
+The session knows connections only as numbers (*carriers*) on which something was sent. It does not care which of them
+exists: a carrier that is lost is `forsake`-n, and what it carried goes out again over the next one. All that must
+arrive is state, not events: credit, acknowledgements, FIN, RESET, STOP and GONE are recomputed from the tables, so
+`repeat_state` is the whole of recovery.
+
+The way of a byte: `write` puts it into a send buffer; `data_to_send` takes pieces in the order control-priority, bulk,
+by round robin; `receive_stream` on the other side reassembles by offset; `read` hands it out and makes room. What is
+acknowledged by WINDOW is forgotten by the sender.
+
+Call `control_to_send` before `data_to_send`; after any `receive_*`, `read` or timeout there may be more to send.
+`take_changed` and `take_opened` tell the shell whom to wake.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from overlay.protocol.budget import Budget
+from overlay.protocol.codes import CloseCode, StreamCode
+from overlay.protocol.frames import (
+    MINIMUM_STREAMS,
+    MINIMUM_WINDOW,
+    Fin,
+    Gone,
+    ProtocolViolation,
+    Reset,
+    Stop,
+    Streams,
+    Sync,
+    Window,
+    encode,
+    opening,
+)
+from overlay.protocol.stream import ACK_EVERY, Ending, Priority, StreamCore
+
+CHUNK: Final = 64 * 1024
+"""Bytes per piece: one TLS call of this size is the fastest, and streams take turns after each."""
+ACK_DELAY: Final = 0.02
+"""Seconds after which received bytes are acknowledged at the latest."""
+GROWTH: Final = 4
+"""Factor by which a window grows each time the application has read a whole one."""
+SPARE: Final = 4
+"""One part in four of a shared budget is kept from growth, for the minimum of newcomers."""
+
+SessionFrame = Window | Streams | Fin | Reset | Stop | Gone | Sync
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """Bounds of one session, in bytes and streams."""
+
+    streams: int = MINIMUM_STREAMS
+    """How many streams the peer may open at first."""
+    window: int = MINIMUM_WINDOW
+    """How far each stream may be filled at first."""
+    live_streams: int = 1024
+    stream_window: int = 4 * 1024 * 1024
+    stream_send_buffer: int = 1024 * 1024
+    session_send_buffer: int = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream to be sent."""
+
+    stream: int
+    offset: int
+    data: bytes | memoryview
+    idle: bool
+    """The stream has no more to send now."""
+
+
+class SessionCore:
+    """All streams of a session.
+
+    Args:
+        even: whether our stream ids are the even ones: ours is the smaller PeerId.
+        limits: what we grant and keep.
+        budget: where the memory for received bytes is reserved; `limits.streams * limits.window` of it already is.
+    """
+
+    def __init__(self, *, even: bool, limits: SessionLimits, budget: Budget) -> None:
+        self.limits = limits
+        self.streams: dict[int, StreamCore] = {}
+        self._budget = budget
+        self._next_local = 0 if even else 1
+        self._next_remote = 1 if even else 0
+        self._peer_streams = MINIMUM_STREAMS
+        self._peer_window = MINIMUM_WINDOW
+        self._opened_local = 0
+        self._opened_remote = 0
+        self._live_remote = 0
+        self._streams_limit = limits.streams
+        self._send_buffered = 0
+        self._blocked: dict[StreamCore, None] = {}
+        self._full = False
+        self._queues: tuple[deque[StreamCore], deque[StreamCore]] = (deque(), deque())
+        self._in_flight: dict[int, set[StreamCore]] = {}
+        self._windows: dict[StreamCore, None] = {}
+        self._ends: dict[StreamCore, None] = {}
+        self._stops: dict[StreamCore, None] = {}
+        self._gone: dict[int, None] = {}
+        self._streams_pending = False
+        self._unreported: dict[StreamCore, None] = {}
+        self._ack_at: float | None = None
+        self._changed: dict[StreamCore, None] = {}
+        self._opened: list[StreamCore] = []
+        self.may_open = False
+        """Set when `open` may work again after it returned None; the shell clears it."""
+
+    @property
+    def pristine(self) -> bool:
+        """Nothing has come from the peer yet."""
+        return (
+            not self._opened_remote
+            and len(self.streams) == self._opened_local
+            and not any(stream.sending.acked for stream in self.streams.values())
+        )
+
+    # ---------------------------------------------------------------- commands
+
+    def open(self, protocol: str, priority: Priority = Priority.BULK) -> StreamCore | None:
+        """Open a stream; its first bytes name the protocol.
+
+        Returns:
+            The stream; None when the peer allows no more now, or when there is no memory for what it may send.
+
+        Raises:
+            ValueError: the name is empty or too long.
+        """
+        header = opening(protocol, priority)
+        if self._opened_local >= self._peer_streams or not self._budget.reserve(self.limits.window):
+            return None
+        stream = StreamCore(self._next_local, local=True, send_limit=self._peer_window, window=self.limits.window)
+        stream.protocol = protocol
+        stream.priority = priority
+        self._next_local += 2
+        self._opened_local += 1
+        self.streams[stream.id] = stream
+        stream.sending.buffer.append(header)
+        self._send_buffered += len(header)
+        self._activate(stream)
+        return stream
+
+    def write(self, stream: StreamCore, data: bytes | memoryview) -> int:
+        """Accept as much of `data` as there is room for; how many bytes that was.
+
+        When it was not all, the stream is among `take_changed` as soon as there is room again.
+        """
+        sending = stream.sending
+        room = min(
+            self.limits.stream_send_buffer - sending.unsent,
+            self.limits.session_send_buffer - self._send_buffered,
+        )
+        size = len(data)
+        if room < size:
+            sending.blocked = True
+            self._blocked[stream] = None
+            if room <= 0:
+                self._full = self._full or sending.unsent < self.limits.stream_send_buffer
+                return 0
+            data = memoryview(data)[:room]
+            size = room
+        if self._send_buffered + size >= self.limits.session_send_buffer:
+            self._full = True
+        sending.buffer.append(data)
+        self._send_buffered += size
+        self._activate(stream)
+        return size
+
+    def finish(self, stream: StreamCore) -> None:
+        """FIN behind all that was written. Nothing when the half has ended already."""
+        if stream.sending.ending is None:
+            stream.sending.end(Ending.FIN)
+            self._ends[stream] = None
+
+    def reset(self, stream: StreamCore, code: int) -> None:
+        """Abandon sending. Nothing when all has been acknowledged or it was reset before."""
+        sending = stream.sending
+        if sending.ending is Ending.RESET or sending.done or stream.removed:
+            return
+        self._send_buffered -= len(sending.buffer)
+        sending.end(Ending.RESET, code)
+        self._ends[stream] = None
+        self._changed[stream] = None
+        self._wake_writers()
+
+    def stop(self, stream: StreamCore, code: int) -> None:
+        """Abandon reading: what is here and what comes is dropped, the peer is asked to RESET."""
+        receiving = stream.receiving
+        if receiving.stopped is not None or stream.removed:
+            return
+        receiving.stop(code)
+        if not receiving.complete:
+            self._stops[stream] = None
+        self._remove_if_done(stream)
+
+    def read(self, stream: StreamCore, size: int) -> bytes:
+        """Up to `size` bytes that have arrived; b"" when there are none now."""
+        receiving = stream.receiving
+        data = receiving.buffer.read(size)
+        if not data or stream.removed:
+            return data
+        if receiving.final is None:
+            self._grow(stream)
+        else:
+            self._remove_if_done(stream)
+        return data
+
+    def close(self) -> None:
+        """Give back all memory: the session is over. The streams stay readable for their holders."""
+        for stream in self.streams.values():
+            stream.removed = True
+            self._changed[stream] = None
+        self.streams.clear()
+        self._budget.release(self._budget.used)
+        self._send_buffered = 0
+        self._in_flight.clear()
+        for pending in (self._windows, self._ends, self._stops, self._unreported, self._blocked):
+            pending.clear()
+        self._gone.clear()
+        for queue in self._queues:
+            queue.clear()
+        self._ack_at = None
+        self._streams_pending = False
+
+    # ---------------------------------------------------------------- inputs
+
+    def peer_granted(self, streams: int, window: int) -> None:
+        """HELLO or ACCEPT told what the peer grants at the start."""
+        if streams > self._peer_streams:
+            self._peer_streams = streams
+            self.may_open = True
+        if window > self._peer_window:
+            self._peer_window = window
+            for stream in self.streams.values():
+                if stream.sending.limit < window:
+                    stream.sending.limit = window
+                    self._activate(stream)
+
+    def receive_stream(self, stream_id: int, offset: int, data: bytes, now: float) -> None:
+        """A piece of a stream arrived.
+
+        Raises:
+            ProtocolViolation: the connection that brought it has to be closed.
+        """
+        stream = self._find(stream_id)
+        if stream is None:
+            self._gone[stream_id] = None
+            return
+        receiving = stream.receiving
+        if not receiving.insert(offset, data):
+            # A duplicate may mean that our acknowledgement was lost.
+            if offset + len(data) <= receiving.buffer.received:
+                self._windows[stream] = None
+            return
+        self._received(stream, now)
+
+    def receive_frame(self, frame: SessionFrame, now: float) -> None:
+        """A control frame arrived.
+
+        Raises:
+            ProtocolViolation: the connection that brought it has to be closed.
+        """
+        match frame:
+            case Streams():
+                if frame.limit > self._peer_streams:
+                    self._peer_streams = frame.limit
+                    self.may_open = True
+                return
+            case Sync():
+                return
+        stream = self._find(frame.stream)
+        if stream is None:
+            if not isinstance(frame, Gone):
+                self._gone[frame.stream] = None
+            return
+        match frame:
+            case Window():
+                self._receive_window(stream, frame)
+            case Fin():
+                if stream.receiving.end(Ending.FIN, frame.final):
+                    self._received(stream, now)
+                else:
+                    self._windows[stream] = None
+            case Reset():
+                if stream.receiving.end(Ending.RESET, frame.final, frame.code):
+                    self._received(stream, now)
+                else:
+                    self._windows[stream] = None
+            case Stop():
+                if stream.sending.stopped is None:
+                    stream.sending.stopped = frame.code
+                    self._changed[stream] = None
+                self.reset(stream, frame.code)
+            case Gone():
+                self._receive_gone(stream)
+
+    def repeat_state(self, *, windows: bool = True) -> None:
+        """Mark everything that is not acknowledged to be sent again: credit and acknowledgements, ends."""
+        for stream in self.streams.values():
+            if windows:
+                self._windows[stream] = None
+            sending, receiving = stream.sending, stream.receiving
+            if sending.final is not None and not sending.done:
+                self._ends[stream] = None
+            if receiving.stopped is not None and not receiving.complete:
+                self._stops[stream] = None
+        self._streams_pending = True
+
+    def forsake(self, carrier: int, *, wait: bool) -> None:
+        """What was sent over `carrier` and not acknowledged goes out again.
+
+        Args:
+            carrier: the connection that is lost or silent.
+            wait: hold these bytes back until `resume`: the peer is about to tell what it has.
+        """
+        for stream in self._in_flight.pop(carrier, ()):
+            stream.carriers.discard(carrier)
+            stream.sending.rewind()
+            stream.sending.waiting = wait
+            if stream.sending.final is not None and not stream.sending.done:
+                self._ends[stream] = None
+            self._activate(stream)
+
+    def resume(self) -> None:
+        """The peer has told what it has: send what was held back."""
+        for stream in self.streams.values():
+            if stream.sending.waiting:
+                stream.sending.waiting = False
+                self._activate(stream)
+
+    def acknowledged_offsets(self) -> dict[int, int]:
+        """For each stream what the peer has acknowledged: it must never say less on a connection made later."""
+        return {stream.id: stream.sending.acked for stream in self.streams.values() if stream.sending.acked}
+
+    def handle_timeout(self, now: float) -> None:
+        """Acknowledge what has waited long enough."""
+        if self._ack_at is not None and now >= self._ack_at:
+            self._ack_at = None
+            self._windows.update(self._unreported)
+            self._unreported.clear()
+
+    # ---------------------------------------------------------------- outputs
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` is due."""
+        return self._ack_at
+
+    def in_flight(self, carrier: int) -> bool:
+        """Whether something sent over `carrier` is not acknowledged."""
+        return bool(self._in_flight.get(carrier))
+
+    @property
+    def has_control(self) -> bool:
+        """Whether `control_to_send` has something."""
+        return bool(self._windows or self._ends or self._stops or self._gone or self._streams_pending)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether `data_to_send` may have something."""
+        return bool(self._queues[0] or self._queues[1])
+
+    def control_to_send(self, carrier: int) -> list[bytes]:
+        """All frames that are due, encoded."""
+        frames: list[bytes] = []
+        if self._streams_pending:
+            self._streams_pending = False
+            frames.append(encode(Streams(self._streams_limit)))
+        if self._gone:
+            frames.extend(encode(Gone(stream)) for stream in self._gone)
+            self._gone.clear()
+        frames.extend(self._take_windows(self._windows))
+        if self._stops:
+            frames.extend(
+                encode(Stop(stream.id, stream.receiving.stopped or 0)) for stream in self._stops if not stream.removed
+            )
+            self._stops.clear()
+        if self._ends:
+            for stream in self._ends:
+                if not (stream.removed or stream.sending.done):
+                    frames.append(self._end_frame(stream, carrier))
+            self._ends.clear()
+        return frames
+
+    def report(self) -> list[bytes]:
+        """WINDOW for every stream: where the peer has to continue after an attach."""
+        return list(self._take_windows(dict.fromkeys(self.streams.values())))
+
+    def data_to_send(self, carrier: int, size: int) -> Chunk | None:
+        """The next piece, at most `size` bytes; None when there is nothing to send now."""
+        for queue in self._queues:
+            while queue:
+                stream = queue.popleft()
+                sending = stream.sending
+                available = sending.available
+                if available <= 0 or stream.removed:
+                    sending.queued = False
+                    continue
+                data = sending.buffer.peek(sending.sent, min(available, size, CHUNK))
+                offset = sending.sent
+                sending.sent += len(data)
+                sending.highest = max(sending.highest, sending.sent)
+                self._note_in_flight(stream, carrier)
+                idle = len(data) >= available
+                if idle:
+                    sending.queued = False
+                else:
+                    queue.append(stream)
+                if sending.blocked:
+                    self._wake_writer(stream)
+                return Chunk(stream.id, offset, data, idle)
+        return None
+
+    def take_changed(self) -> Iterable[StreamCore]:
+        """Streams that can be read, written, or have ended, since the last call."""
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def take_opened(self) -> list[StreamCore]:
+        """Streams that the peer has opened and named, since the last call."""
+        opened, self._opened = self._opened, []
+        return opened
+
+    # ---------------------------------------------------------------- private
+
+    def _find(self, stream_id: int) -> StreamCore | None:
+        """The stream of that id, opened now if it is the peer's next; None when it is closed."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            return stream
+        if (stream_id ^ self._next_local) & 1 == 0:
+            if stream_id >= self._next_local:
+                raise ProtocolViolation(CloseCode.STREAM_ID_ERROR, f"stream {stream_id} was never opened")
+            return None
+        if stream_id < self._next_remote:
+            return None
+        if stream_id // 2 >= self._streams_limit:
+            raise ProtocolViolation(
+                CloseCode.STREAM_ID_ERROR, f"stream {stream_id}, but only {self._streams_limit} may be opened"
+            )
+        while self._next_remote <= stream_id:
+            stream = StreamCore(self._next_remote, local=False, send_limit=self._peer_window, window=self.limits.window)
+            self.streams[stream.id] = stream
+            self._next_remote += 2
+            self._opened_remote += 1
+            self._live_remote += 1
+        self._grant_streams()
+        return stream
+
+    def _grant_streams(self) -> None:
+        """Keep some credit for new streams ahead of the peer, as long as there is memory and it closes old ones."""
+        ahead = self._streams_limit - self._opened_remote
+        room = min(self.limits.live_streams - self._live_remote, self.limits.streams) - ahead
+        if room < max(1, self.limits.streams // 2):
+            return
+        while room > 0 and not self._budget.reserve(room * self.limits.window, spare=SPARE):
+            room //= 2
+        if room > 0:
+            self._streams_limit += room
+            self._streams_pending = True
+
+    def _received(self, stream: StreamCore, now: float) -> None:
+        """Bytes or an end arrived: name the stream, acknowledge, wake its reader, forget it when it is done."""
+        receiving = stream.receiving
+        if stream.protocol is None and not stream.local:
+            self._read_opening(stream)
+        if receiving.complete or receiving.unreported >= ACK_EVERY or 2 * receiving.unreported > receiving.window:
+            self._windows[stream] = None
+        else:
+            self._unreported[stream] = None
+            if self._ack_at is None:
+                self._ack_at = now + ACK_DELAY
+        if receiving.stopped is not None and not receiving.complete:
+            self._grow(stream)
+        self._changed[stream] = None
+        self._remove_if_done(stream)
+
+    def _read_opening(self, stream: StreamCore) -> None:
+        """Take protocol name and priority from the first bytes, as soon as they are there."""
+        buffer = stream.receiving.buffer
+        if stream.receiving.stopped is not None:
+            return
+        if stream.name_length is None and len(buffer) >= 2:
+            head = buffer.read(2)
+            stream.priority = Priority.CONTROL if head[0] == Priority.CONTROL else Priority.BULK
+            stream.name_length = head[1]
+        if stream.name_length is not None and len(buffer) >= stream.name_length:
+            with suppress(UnicodeDecodeError):
+                stream.protocol = buffer.read(stream.name_length).decode()
+            if stream.protocol:
+                self._opened.append(stream)
+                return
+        elif not stream.receiving.complete:
+            return
+        # Ended, or misnamed, before it said what it is for.
+        self.reset(stream, StreamCode.UNKNOWN_PROTOCOL)
+        self.stop(stream, StreamCode.UNKNOWN_PROTOCOL)
+
+    def _receive_window(self, stream: StreamCore, frame: Window) -> None:
+        sending = stream.sending
+        before = sending.buffer.start
+        if sending.acknowledged(frame.received):
+            self._send_buffered -= sending.buffer.start - before
+            if not sending.in_flight:
+                self._landed(stream)
+            self._wake_writers()
+            self._changed[stream] = None
+            self._remove_if_done(stream)
+        sending.limit = max(sending.limit, frame.limit)
+        self._activate(stream)
+
+    def _receive_gone(self, stream: StreamCore) -> None:
+        sending = stream.sending
+        if sending.final is None or not stream.receiving.complete:
+            raise ProtocolViolation(CloseCode.STATE_ERROR, f"GONE for stream {stream.id}, which is open")
+        self._send_buffered -= len(sending.buffer)
+        sending.buffer.discard()
+        sending.sent = sending.buffer.end
+        sending.acked = sending.final + 1
+        self._landed(stream)
+        self._changed[stream] = None
+        self._remove_if_done(stream)
+
+    def _activate(self, stream: StreamCore) -> None:
+        sending = stream.sending
+        if not sending.queued and sending.available > 0:
+            sending.queued = True
+            self._queues[stream.priority].append(stream)
+
+    def _wake_writer(self, stream: StreamCore) -> None:
+        """Wake a writer for which there is room again: half a buffer, so that each wake-up is worth it."""
+        if self._send_buffered > self.limits.session_send_buffer * 3 // 4:
+            self._full = True
+        elif stream.sending.unsent <= self.limits.stream_send_buffer // 2:
+            stream.sending.blocked = False
+            self._blocked.pop(stream, None)
+            self._changed[stream] = None
+
+    def _wake_writers(self) -> None:
+        """The same for all, after the session as a whole was full."""
+        if self._full and self._send_buffered <= self.limits.session_send_buffer * 3 // 4:
+            self._full = False
+            for stream in tuple(self._blocked):
+                self._wake_writer(stream)
+
+    def _note_in_flight(self, stream: StreamCore, carrier: int) -> None:
+        if carrier not in stream.carriers:
+            stream.carriers.add(carrier)
+            self._in_flight.setdefault(carrier, set()).add(stream)
+
+    def _landed(self, stream: StreamCore) -> None:
+        """Nothing of the stream is under way any more."""
+        for carrier in stream.carriers:
+            self._in_flight[carrier].discard(stream)
+        stream.carriers.clear()
+
+    def _end_frame(self, stream: StreamCore, carrier: int) -> bytes:
+        sending = stream.sending
+        assert sending.final is not None  # noqa: S101 - it is in the table of ends
+        sending.end_sent = True
+        sending.promised = True
+        self._note_in_flight(stream, carrier)
+        if sending.ending is Ending.RESET:
+            return encode(Reset(stream.id, sending.final, sending.code))
+        return encode(Fin(stream.id, sending.final))
+
+    def _take_windows(self, pending: dict[StreamCore, None]) -> Iterable[bytes]:
+        for stream in pending:
+            if stream.removed:
+                continue
+            receiving = stream.receiving
+            receiving.limit = receiving.next_limit
+            receiving.reported = receiving.received
+            self._unreported.pop(stream, None)
+            yield encode(Window(stream.id, receiving.reported, receiving.limit))
+        pending.clear()
+
+    def _grow(self, stream: StreamCore) -> None:
+        """Raise the credit after a read, and the window itself after a whole one was read."""
+        receiving = stream.receiving
+        read = receiving.buffer.consumed - receiving.grown_at
+        if read >= receiving.window and receiving.window < self.limits.stream_window:
+            larger = min(receiving.window * GROWTH, self.limits.stream_window)
+            receiving.grown_at = receiving.buffer.consumed
+            if self._budget.reserve(larger - receiving.window, spare=SPARE):
+                receiving.window = larger
+        if 2 * (receiving.next_limit - receiving.limit) >= receiving.window:
+            self._windows[stream] = None
+
+    def _remove_if_done(self, stream: StreamCore) -> None:
+        """Forget a stream on which nothing is left to do; GONE is the last acknowledgement of its end."""
+        if stream.removed or not stream.done:
+            return
+        stream.removed = True
+        del self.streams[stream.id]
+        self._landed(stream)
+        self._gone[stream.id] = None
+        for pending in (self._windows, self._ends, self._stops, self._unreported, self._blocked):
+            pending.pop(stream, None)
+        self.may_open = True
+        self._budget.release(stream.receiving.window)
+        if not stream.local:
+            self._live_remote -= 1
+            self._grant_streams()
+        self._changed[stream] = None

@@ -1,0 +1,169 @@
+"""`Session`: the relation with one peer, as its user sees it. Lives over zero, one or several connections."""
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from overlay.config import Config
+from overlay.errors import SessionError
+from overlay.events import Path
+from overlay.identity import PeerId
+from overlay.protocol.peer import SessionState
+from overlay.protocol.stream import Priority
+from overlay.streams import Stream
+
+if TYPE_CHECKING:
+    from overlay.peer import Peer
+
+State = Literal["connecting", "connected", "lingering", "closed"]
+
+
+class Session:
+    """One session. Made by `Endpoint.connect`, or by a peer that connects; see `Stream.session`.
+
+    Used as `async with session:`, leaving closes it.
+    """
+
+    def __init__(self, peer: "Peer", core: SessionState, config: Config) -> None:
+        self._peer = peer
+        self._core = core
+        self._config = config
+        self._error: SessionError | None = None
+        self._over = asyncio.Event()
+        self._may_open = asyncio.Event()
+        self._datagrams: deque[bytes] = deque(maxlen=config.limits.datagram_queue)
+        self._datagram_ready = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.state} with {self.peer_id.short}>"
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The peer's proven key."""
+        return self._peer.peer_id
+
+    @property
+    def state(self) -> State:
+        """`connecting`, `connected`, `lingering` (no connection, streams wait) or `closed`."""
+        if self._error is not None:
+            return "closed"
+        if not self._core.connected:
+            return "connecting"
+        return "lingering" if self._core.linger_until is not None else "connected"
+
+    @property
+    def error(self) -> SessionError | None:
+        """Why it is closed; None while it is not."""
+        return self._error
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its connections, the selected one first. A snapshot."""
+        return self._peer.paths() if self._error is None else []
+
+    @property
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Bytes sent and received by transport, over all connections with the peer there are and have been.
+
+        Frames and stream data as they were handed to the transports: what went out twice counts twice.
+        """
+        return self._peer.traffic_by_transport()
+
+    @property
+    def max_datagram_size(self) -> int:
+        """The longest datagram that fits the selected path now, in bytes; 0 without a path."""
+        return 0 if self._error is not None else self._peer.max_datagram_size
+
+    async def open_stream(self, protocol: str, *, priority: Priority = Priority.BULK) -> Stream:
+        """Open a stream; waits while the peer allows no more.
+
+        It costs no round trip: an unknown name is reported by the first read or a later write (`UnknownProtocol`).
+        Cancellation leaves nothing behind.
+
+        Args:
+            protocol: what is spoken on it: the name that the peer's `Endpoint.handle` was given, 1 to 255 bytes.
+            priority: `Priority.CONTROL` goes before all `BULK`.
+
+        Raises:
+            SessionError: the session is over.
+            ValueError: the name is empty or too long.
+        """
+        while True:
+            self._raise_if_over()
+            core = self._peer.open(self._core, protocol, priority)
+            if core is not None:
+                stream = Stream(self, core)
+                core.handle = stream
+                return stream
+            self._may_open.clear()
+            await self._may_open.wait()
+
+    async def send_datagram(self, data: bytes) -> None:
+        """Send one unreliable message: it arrives once or not at all. Never waits; without a path it is dropped.
+
+        Raises:
+            DatagramTooLarge: it is longer than `max_datagram_size`.
+            SessionError: the session is over.
+        """
+        self._raise_if_over()
+        self._peer.send_datagram(data)
+
+    async def receive_datagram(self) -> bytes:
+        """The next datagram. When too many wait, the oldest has been dropped. Cancellation-safe.
+
+        Raises:
+            SessionError: the session is over.
+        """
+        while not self._datagrams:
+            self._raise_if_over()
+            self._datagram_ready.clear()
+            await self._datagram_ready.wait()
+        return self._datagrams.popleft()
+
+    async def ping(self) -> tuple[float, Path]:
+        """The round-trip time to the peer's library in seconds, and the path that was asked. Waits for a path.
+
+        Raises:
+            SessionError: the session is over.
+        """
+        while True:
+            self._raise_if_over()
+            answer = await self._peer.ping()
+            if answer is not None:
+                return answer
+
+    async def wait_closed(self) -> SessionError:
+        """Wait for the session's end; why it ended. Cancellation is harmless."""
+        await self._over.wait()
+        assert self._error is not None  # noqa: S101 - set before the event
+        return self._error
+
+    async def aclose(self) -> None:
+        """End the session now: streams fail at both sides with `SessionClosed`.
+
+        What matters has been awaited before, see `Stream.wait_delivered`.
+        """
+        self._peer.close_session(self._core)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _raise_if_over(self) -> None:
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+
+    def _ended(self, error: SessionError) -> None:
+        self._error = error
+        self._over.set()
+        self._may_open.set()
+        self._datagram_ready.set()
+
+    def _datagram_received(self, data: bytes) -> None:
+        self._datagrams.append(data)
+        self._datagram_ready.set()

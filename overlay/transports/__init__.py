@@ -1,0 +1,1 @@
+"""Ways to carry a session's bytes: one module per transport, all behind `overlay.transports.base`."""

@@ -1,0 +1,607 @@
+"""QUIC: aioquic's sans-I/O connection, made mutual, bounded and driven by us.
+
+This is the only file that touches private names of aioquic (1.7); each place says why. What is changed:
+
+- **Who is it?** aioquic has no public switch for client certificates, lets an empty Certificate message through, and
+  goes on after a fatal alert until its next packet is built: a client that sends a victim's certificate with garbage
+  behind it, and then an empty one, completes the handshake with the victim's certificate on record. So the identity
+  is only the key that `Engine` notes after CertificateVerify was verified under it, and an engine that is
+  closing is fed nothing and read no more.
+- **How much?** aioquic grants credit on receipt and doubles it for ever. Here credit follows what was handed over to
+  the session, CRYPTO is bounded, and no bidirectional stream may be opened at all.
+- **No resumption**: without a ticket handler or fetcher aioquic neither offers nor takes a PSK, and so no 0-RTT.
+"""
+
+# ruff: noqa: SLF001, ARG002 - private names are this file's purpose; the signatures of overrides are aioquic's
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from aioquic import tls
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.connection import (
+    CONNECTION_LIMIT_FRAME_CAPACITY,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    NetworkAddress,
+    QuicConnection,
+    QuicConnectionError,
+    QuicConnectionState,
+    QuicReceiveContext,
+)
+from aioquic.quic.events import QuicEvent, StreamDataReceived
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicHeader,
+    QuicPacketType,
+    QuicProtocolVersion,
+    pull_quic_header,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.retry import QuicRetryTokenHandler
+from aioquic.quic.stream import QuicStream
+from cryptography import x509
+
+from overlay.addresses import Address
+from overlay.config import Config, KiB, MiB
+from overlay.errors import HandshakeError, IdentityMismatch, SelfDial
+from overlay.identity import Identity, PeerId, peer_id_of
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.gate import HandshakeGate
+from overlay.transports.base import Accepted, ClosedBy, CloseReason, ConnectionHandler, Role, Transport
+from overlay.transports.quic_congestion import OVERLAY
+from overlay.transports.quic_connection import Driver, QuicLink, clock
+from overlay.transports.quic_handshakes import (
+    CONNECTION_ID_BYTES,
+    ArrivalHandshake,
+    DialHandshake,
+    retry,
+    version_negotiation,
+)
+from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
+from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket
+
+logger = logging.getLogger(__name__)
+
+ALPN: Final = "overlay-quic/1"
+CONNECTION_WINDOW: Final = 8 * MiB
+"""Credit beyond what was handed over. Data is handed over as it arrives in order, so this bounds what lies behind a
+lost packet: 80 MB/s at 100 ms. What a reader does not read is bounded by the session's own windows."""
+RUN_WINDOW: Final = MAX_RUN + 4 * MAX_HEADER
+"""A run never gets more than this, and gets it at once."""
+CONTROL_WINDOW: Final = 256 * KiB
+MAX_CRYPTO: Final = 16 * KiB
+"""CRYPTO bytes of one epoch: a handshake of ours has 600, and aioquic's default would be 512 KiB of a stranger's."""
+MAX_CRYPTO_FRAGMENTS: Final = 16
+MAX_FRAGMENTS: Final = 512
+"""Gaps in one stream. A run is 900 packets, so 450 is what the worst order of arrival makes; each more costs memory
+and a linear search, and somebody sends one byte in two on purpose."""
+UNSENT: Final = 64 * KiB
+"""Bytes that may wait below us: enough to fill every packet, little enough for a control frame to overtake."""
+MAX_CONNECTION_ID_BYTES: Final = 20
+"""RFC 9000 section 17.2: what a peer may make us put into each short header."""
+DATAGRAM_OVERHEAD: Final = 1 + MAX_CONNECTION_ID_BYTES + 2 + 16 + 3
+"""First byte, connection id, packet number, AEAD tag, and type and length of the frame."""
+
+CLOSE_CODES: Final[dict[int, CloseCode]] = {
+    QuicErrorCode.NO_ERROR: CloseCode.NO_ERROR,
+    QuicErrorCode.INTERNAL_ERROR: CloseCode.INTERNAL_ERROR,
+    QuicErrorCode.CONNECTION_REFUSED: CloseCode.REFUSED,
+    QuicErrorCode.FLOW_CONTROL_ERROR: CloseCode.FLOW_CONTROL_ERROR,
+    QuicErrorCode.STREAM_LIMIT_ERROR: CloseCode.FLOW_CONTROL_ERROR,
+    QuicErrorCode.FINAL_SIZE_ERROR: CloseCode.FINAL_SIZE_ERROR,
+    QuicErrorCode.FRAME_ENCODING_ERROR: CloseCode.FRAME_ERROR,
+    # How an application's close is sent before the handshake is confirmed (RFC 9000 section 10.2.3).
+    QuicErrorCode.APPLICATION_ERROR: CloseCode.REFUSED,
+}
+"""Our code for each transport error of QUIC; STATE_ERROR for those not named."""
+
+
+def quic_configuration(identity: Identity, config: Config, role: Role) -> QuicConfiguration:
+    """The settings of one side; they are read only, so all its connections share them."""
+    return QuicConfiguration(
+        alpn_protocols=[ALPN],
+        certificate=identity.certificate,
+        congestion_control_algorithm=OVERLAY,
+        connection_id_length=CONNECTION_ID_BYTES,
+        idle_timeout=config.idle_timeout,
+        is_client=role is Role.DIALER,
+        max_data=CONNECTION_WINDOW,
+        max_datagram_frame_size=64 * KiB,
+        max_stream_data=RUN_WINDOW,
+        private_key=identity.private_key,
+        supported_versions=[QuicProtocolVersion.VERSION_1],
+        # No authority signs these certificates: whose key it is, is checked by Engine.
+        verify_mode=ssl.CERT_NONE,
+    )
+
+
+class Engine(QuicConnection):
+    """aioquic's connection with mutual authentication and bounded buffers.
+
+    Args:
+        identity: ours.
+        configuration: of `quic_configuration`.
+        now: the clock's time.
+        expected: the key that is dialled; None on the accepting side.
+        original_destination_connection_id: what the client drew, on the accepting side.
+        retry_source_connection_id: what our Retry told it to use instead.
+
+    Attributes:
+        proven: the peer's key, once it has signed the handshake with it. Nothing else says who the peer is.
+        refusal: why we would not have the peer.
+        last_heard: when the last packet was decrypted.
+        packets_received: how many were.
+        control_in: id of the peer's control stream, the first unidirectional one.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        configuration: QuicConfiguration,
+        now: float,
+        *,
+        expected: PeerId | None = None,
+        original_destination_connection_id: bytes | None = None,
+        retry_source_connection_id: bytes | None = None,
+    ) -> None:
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+        self.proven: PeerId | None = None
+        self.refusal: HandshakeError | None = None
+        self.last_heard = now
+        self.packets_received = 0
+        self.control_in = 3 if configuration.is_client else 2
+        self._control_out = 2 if configuration.is_client else 3
+        self._own_key = identity.peer_id
+        self._expected = expected
+        self._handed_over = 0
+        self._control_handed_over = 0
+        self._written = 0
+        # aioquic hard-codes 128; we use no bidirectional streams, so a peer gets none to fill.
+        self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
+
+    # What the connection asks.
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether anything has ended it: us, the peer, silence, an error."""
+        return self._close_event is not None
+
+    @property
+    def is_garbage(self) -> bool:
+        """Whether the first packet of a client, which anybody can encrypt, could not be decrypted."""
+        return not self._is_client and not self.packets_received
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round-trip time in seconds, or None."""
+        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+
+    @property
+    def probe_timeout(self) -> float | None:
+        """In seconds, without backoff, or None before the first sample."""
+        return self._loss.get_probe_timeout() if self._loss._rtt_initialized else None
+
+    @property
+    def max_datagram(self) -> int:
+        """The longest datagram that fits into a packet and is not too long for the peer.
+
+        A longer one would block all others, as aioquic never drops one.
+        """
+        theirs = (self._remote_max_datagram_frame_size or 0) - 3
+        return max(0, min(self._max_datagram_size - DATAGRAM_OVERHEAD, theirs))
+
+    @property
+    def waiting_datagrams(self) -> int:
+        """How many DATAGRAM frames wait to be sent."""
+        return len(self._datagrams_pending)
+
+    @property
+    def control_backlog(self) -> int:
+        """Bytes of control frames that the peer has not acknowledged."""
+        stream = self._streams.get(self._control_out)
+        return 0 if stream is None else len(stream.sender._buffer)
+
+    @property
+    def ids_issued(self) -> int:
+        """Changes when there is a new connection id to route."""
+        return self._host_cid_seq
+
+    def connection_ids(self) -> list[bytes]:
+        """Our connection ids, under which datagrams for this connection arrive."""
+        return [connection_id.cid for connection_id in self._host_cids]
+
+    def room(self) -> int:
+        """How many stream bytes may be written now, never beyond the peer's credit; a new run must be possible."""
+        if self._close_event is not None or not self._handshake_complete:
+            return 0
+        # A stream beyond the peer's limit would be held by aioquic, and block whatever comes behind it.
+        next_run = max(self._local_next_stream_id_uni, self._control_out + 4)
+        if next_run // 4 >= self._remote_max_streams_uni:
+            return 0
+        unsent = self._written - self._remote_max_data_used
+        window = max(0, self._loss.congestion_window - self._loss.bytes_in_flight)
+        return min(window + UNSENT - unsent, self._remote_max_data - self._written - MAX_HEADER)
+
+    def handshake_error(self) -> Exception:
+        """What to tell the dialler of a handshake that is over."""
+        if self.refusal is not None:
+            return self.refusal
+        reason = self.close_reason()
+        if reason is None:
+            return HandshakeError("the handshake was given up")
+        if reason.by is ClosedBy.NETWORK:
+            return TimeoutError(errno.ETIMEDOUT, reason.reason or "no answer")
+        code = CloseCode(reason.code) if reason.code in set(CloseCode) else CloseCode.REFUSED
+        who = "the peer broke off" if reason.by is ClosedBy.PEER else "we broke off"
+        return HandshakeError(f"{who} the handshake: {reason.reason or code.name}", code)
+
+    def close_reason(self) -> CloseReason | None:
+        """Why it ended, in our words; None while it lives."""
+        event = self._close_event
+        if event is None:
+            return None
+        if self._state is QuicConnectionState.TERMINATED:
+            return CloseReason(ClosedBy.NETWORK, CloseCode.SILENT, event.reason_phrase)
+        by = ClosedBy.PEER if self._state is QuicConnectionState.DRAINING else ClosedBy.US
+        code = event.error_code
+        if event.frame_type is not None:
+            is_tls = QuicErrorCode.CRYPTO_ERROR <= code < QuicErrorCode.CRYPTO_ERROR + 0x100
+            code = CloseCode.UNAUTHENTICATED if is_tls else CLOSE_CODES.get(code, CloseCode.STATE_ERROR)
+        return CloseReason(by, code, event.reason_phrase)
+
+    def open_run(self) -> int:
+        """The id of the next unidirectional stream; the first one is always the control stream."""
+        self._open_control()
+        return self.get_next_available_stream_id(is_unidirectional=True)
+
+    def write_run(self, quic_stream: int, data: bytes | memoryview, *, end: bool) -> None:
+        """Queue data of a run."""
+        self._written += len(data)
+        # aioquic appends it to a bytearray, so a view is as good as bytes.
+        self.send_stream_data(quic_stream, data, end_stream=end)  # type: ignore[arg-type]
+
+    def send_control(self, frame: bytes) -> None:
+        """Queue a control frame."""
+        self._open_control()
+        self._written += len(frame)
+        self.send_stream_data(self._control_out, frame)
+
+    def _open_control(self) -> None:
+        if self.get_next_available_stream_id(is_unidirectional=True) == self._control_out:
+            self.send_stream_data(self._control_out, b"")
+
+    # What aioquic does otherwise.
+
+    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        """Feed a datagram, unless it is over: aioquic would process what follows a fatal alert."""
+        if self._close_event is None:
+            super().receive_datagram(data, addr, now)
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """The datagrams to send; the control stream goes first, where aioquic takes turns."""
+        control = self._streams.get(self._control_out)
+        if control is not None and not control.sender.buffer_is_empty:
+            queue = self._streams_queue
+            if queue and queue[0] is not control:
+                queue.remove(control)
+                queue.insert(0, control)
+        return super().datagrams_to_send(now)
+
+    def next_event(self) -> QuicEvent | None:
+        """The next event; taking it hands its data over, which earns the peer new credit."""
+        event = super().next_event()
+        if type(event) is StreamDataReceived:
+            self._handed_over += len(event.data)
+            if event.stream_id == self.control_in:
+                self._control_handed_over += len(event.data)
+        return event
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        # The TLS context is made here, and again after a Retry; it has no public settings for these.
+        context = self.tls
+        context._request_client_certificate = not self._is_client
+        context._signature_algorithms = [tls.SignatureAlgorithm.ED25519]
+        context._supported_groups = [tls.Group.X25519]
+        verify_signature = context._check_certificate_verify_signature
+
+        def check(verify: tls.CertificateVerify) -> None:
+            verify_signature(verify)
+            self._check_peer(context)
+
+        context._check_certificate_verify_signature = check  # type: ignore[method-assign]
+
+    def _check_peer(self, context: tls.Context) -> None:
+        """The peer has signed the handshake with its leaf's key: accept that key, or let the handshake die."""
+        try:
+            self.proven = self._acceptable(context._peer_certificate, context._peer_certificate_chain)
+        except HandshakeError as refusal:
+            self.refusal = refusal
+            raise tls.AlertBadCertificate(str(refusal)) from refusal
+
+    def _acceptable(self, leaf: x509.Certificate | None, others: list[x509.Certificate]) -> PeerId:
+        if leaf is None or others:
+            raise HandshakeError(f"the peer sent {len(others) + 1} certificates, not one")
+        key = peer_id_of(leaf)
+        # An acceptor judges a dialler with our own key when the handshake is done, so that it can say SELF_DIAL.
+        if self._is_client and key == self._own_key:
+            raise SelfDial("this address leads back to ourselves")
+        if self._is_client and key != self._expected:
+            raise IdentityMismatch(f"{key} answered, not {self._expected}")
+        return key
+
+    def _confirm_handshake(self) -> None:
+        super()._confirm_handshake()
+        # TLS writes nothing after this without tickets: 48 KiB for each connection that nobody needs.
+        self._crypto_buffers.clear()
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        # A server could make us send to any address; where we dial is the address book's decision.
+        self._remote_preferred_address = None
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        # Only what decrypted comes here: the sign of life that nobody can forge.
+        self.packets_received += 1
+        self.last_heard = context.time
+        return super()._payload_received(context, plain, crypto_frame_required)
+
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        receiver = self._crypto_streams[context.epoch].receiver
+        if end > MAX_CRYPTO or len(receiver._ranges) > MAX_CRYPTO_FRAGMENTS:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
+                frame_type=frame_type,
+                reason_phrase="too much CRYPTO data",
+            )
+        super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        stream = self._streams.get(buf.pull_uint_var())
+        buf.seek(start)
+        if stream is not None and len(stream.receiver._ranges) > MAX_FRAGMENTS:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.FLOW_CONTROL_ERROR,
+                frame_type=frame_type,
+                reason_phrase="a stream in too many fragments",
+            )
+        super()._handle_stream_frame(context, frame_type, buf)
+
+    def _handle_reset_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        events = len(self._events)
+        start = buf.tell()
+        stream_id = buf.pull_uint_var()
+        buf.seek(start)
+        super()._handle_reset_stream_frame(context, frame_type, buf)
+        if len(self._events) > events:
+            # What will never be handed over must not be held against the peer for ever, nor held.
+            receiver = self._streams[stream_id].receiver
+            self._handed_over += receiver.highest_offset - receiver.starting_offset()
+            receiver._buffer.clear()
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        # aioquic doubles MAX_DATA whenever half of it was received. The rule for MAX_STREAMS is its own.
+        data, streams = self._local_max_data, self._local_max_streams_uni
+        wanted = self._handed_over + CONNECTION_WINDOW
+        if wanted - data.value >= CONNECTION_WINDOW // 2:
+            data.value = wanted
+        for limit in (data, streams):
+            if limit.value == limit.sent or (limit is streams and limit.sent - limit.used >= limit.value - limit.sent):
+                continue
+            buffer = builder.start_frame(
+                limit.frame_type,
+                capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
+                handler=self._on_connection_limit_delivery,
+                handler_args=(limit,),
+            )
+            buffer.push_uint_var(limit.value)
+            limit.sent = limit.value
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        # aioquic doubles MAX_STREAM_DATA likewise. A run has its credit from the start and gets no more.
+        if stream.stream_id != self.control_in:
+            return
+        wanted = self._control_handed_over + CONTROL_WINDOW
+        if wanted - stream.max_stream_data_local >= CONTROL_WINDOW // 2:
+            stream.max_stream_data_local = wanted
+        if stream.max_stream_data_local_sent != stream.max_stream_data_local:
+            buffer = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            buffer.push_uint_var(stream.stream_id)
+            buffer.push_uint_var(stream.max_stream_data_local)
+            stream.max_stream_data_local_sent = stream.max_stream_data_local
+
+
+class QuicTransport(Transport):
+    """Dials and accepts QUIC connections on shared sockets.
+
+    Args:
+        identity: our key.
+        config: times and limits.
+        sockets: one for each bound address.
+        accepted: called for each inbound connection whose peer has proven its key.
+        gate: counts the inbound handshakes of all transports.
+    """
+
+    name: ClassVar[str] = "quic"
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: Config,
+        sockets: Sequence[UdpSocket],
+        accepted: Accepted,
+        gate: HandshakeGate,
+    ) -> None:
+        self._identity = identity
+        self._config = config
+        self._sockets = tuple(sockets)
+        self._accepted = accepted
+        self._gate = gate
+        self._dialing = quic_configuration(identity, config, Role.DIALER)
+        self._accepting = quic_configuration(identity, config, Role.ACCEPTOR)
+        self._tokens = QuicRetryTokenHandler()
+        self._routes: dict[bytes, Driver] = {}
+        self._drivers: set[Driver] = set()
+        self._touched: dict[Driver, None] = {}
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to read; call it inside the running loop."""
+        for udp in self._sockets:
+            udp.register("quic", self)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where it listens."""
+        return tuple(udp.address.with_transport("quic") for udp in self._sockets)
+
+    async def dial(self, address: Address, peer_id: PeerId, handler: ConnectionHandler) -> QuicLink:
+        """Connect to a peer; see `Transport.dial`.
+
+        Cancellation: safe; the peer is told, and nothing is left behind.
+
+        Raises:
+            HandshakeError: somebody else, or nobody acceptable, answered.
+            OSError: no socket of that family, no route, or (TimeoutError) no answer for the idle time.
+        """
+        if peer_id == self._identity.peer_id:
+            raise SelfDial("that is our own key")
+        remote = _socket_address(address)
+        refused = OSError(errno.EAFNOSUPPORT, f"no UDP socket of the family of {address}")
+        for udp in self._sockets:
+            if udp.family != address.family or udp.is_closed:
+                continue
+            dial = DialHandshake(self._drivers, handler)
+            now = clock()
+            engine = Engine(self._identity, self._dialing, now, expected=peer_id)
+            engine.connect(remote, now)
+            driver = Driver(engine, udp, remote, None, self._routes, dial)
+            self._drivers.add(driver)
+            driver.flush()
+            if driver.refused is not None:
+                # Bound to another network than the peer's: the next socket may have a way.
+                refused = driver.refused
+                driver.forget()
+                continue
+            try:
+                return await dial.result
+            except asyncio.CancelledError:
+                if driver.link is not None:
+                    driver.link.discard()
+                else:
+                    driver.fail(HandshakeError("cancelled"), CloseCode.LOST_RACE)
+                driver.forget()
+                raise
+        raise refused
+
+    async def aclose(self) -> None:
+        """Stop reading, abort what is left; a socket that nobody else uses is closed."""
+        self._closed = True
+        for driver in list(self._drivers):
+            if driver.link is not None:
+                driver.link.abort()
+            else:
+                driver.fail(ConnectionAbortedError(errno.ECONNABORTED, "closed"), CloseCode.NO_ERROR)
+            driver.forget()
+        for udp in self._sockets:
+            udp.unregister("quic")
+
+    def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
+        """Find the connection by the destination connection id, or a newcomer."""
+        if data[0] & 0x80:
+            try:
+                header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
+            except ValueError:
+                return
+            driver = self._routes.get(header.destination_cid)
+            if driver is None:
+                driver = self._newcomer(udp, header, len(data), remote, local)
+        else:
+            driver = self._routes.get(data[1 : 1 + CONNECTION_ID_BYTES])
+        if driver is not None:
+            driver.receive(data, remote, local)
+            self._touched[driver] = None
+
+    def batch_ended(self, udp: UdpSocket) -> None:
+        """Let each connection that got something answer."""
+        touched, self._touched = self._touched, {}
+        for driver in touched:
+            if driver.link is None and driver.engine.is_garbage:
+                driver.forget()
+            else:
+                driver.batch_ended()
+
+    def _newcomer(
+        self, udp: UdpSocket, header: QuicHeader, size: int, remote: SocketAddress, local: Local | None
+    ) -> Driver | None:
+        """Make a driver for a new client, answer without keeping anything, or do nothing."""
+        if self._closed or size < SMALLEST_MAX_DATAGRAM_SIZE:
+            # RFC 9000 section 14.1; so no answer of ours is longer than the question.
+            return None
+        if header.version != QuicProtocolVersion.VERSION_1:
+            if header.packet_type is not QuicPacketType.VERSION_NEGOTIATION:
+                udp.send((version_negotiation(header),), remote, local)
+            return None
+        if header.packet_type is not QuicPacketType.INITIAL:
+            return None
+        now = clock()
+        original, retried = header.destination_cid, None
+        host, port = remote[0], remote[1]
+        if header.token:
+            try:
+                original = self._tokens.validate_token(
+                    address=(host, port), destination_cid=header.destination_cid, token=header.token, now=now
+                )
+            except ValueError as error:
+                logger.debug("a token from %s is refused: %s", host, error)
+                return None
+            retried = header.destination_cid
+        elif self._gate.pending >= self._config.limits.retry_above:
+            udp.send((retry(self._tokens, header, (host, port), now),), remote, local)
+            return None
+        if not self._gate.enter(host):
+            return None
+        engine = Engine(
+            self._identity,
+            self._accepting,
+            now,
+            original_destination_connection_id=original,
+            retry_source_connection_id=retried,
+        )
+        arrival = ArrivalHandshake(self._identity, self._drivers, self._accepted, self._gate, host)
+        driver = Driver(engine, udp, remote, local, self._routes, arrival)
+        driver.add_id(header.destination_cid)
+        arrival.arm(driver, self._config.handshake_timeout)
+        self._drivers.add(driver)
+        return driver
+
+
+def _socket_address(address: Address) -> SocketAddress:
+    """As the kernel will print it when an answer comes: aioquic compares the two."""
+    sockaddr = address.sockaddr()
+    family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
+    host = socket.inet_ntop(family, socket.inet_pton(family, sockaddr[0].partition("%")[0]))
+    return (host, *sockaddr[1:])

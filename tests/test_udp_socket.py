@@ -1,0 +1,191 @@
+"""The shared UDP socket: batches, kinds, reply addresses, weather and full buffers."""
+
+import asyncio
+import errno
+import socket
+
+from overlay.addresses import Address
+from overlay.transports.udp_socket import (
+    IN6_PKTINFO,
+    IP_PKTINFO,
+    IPV6_PKTINFO,
+    MAX_BATCH,
+    MAX_QUEUED,
+    Local,
+    SocketAddress,
+    UdpSocket,
+)
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.got: list[tuple[bytes, SocketAddress, Local | None]] = []
+        self.batches: list[int] = []
+        self.changed = asyncio.Event()
+
+    def datagram_received(
+        self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None
+    ) -> None:
+        self.got.append((data, remote, local))
+
+    def batch_ended(self, udp: UdpSocket) -> None:
+        self.batches.append(len(self.got))
+        self.changed.set()
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.got) < count:
+                self.changed.clear()
+                await self.changed.wait()
+
+
+def bound(host: str = "127.0.0.1") -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    sock.bind((host, 0))
+    sock.setblocking(False)
+    return sock
+
+
+async def test_a_wake_up_hands_over_all_that_is_there_and_ends_once() -> None:
+    """A burst is one batch, and a longer one than the bound is several."""
+    udp, sink = UdpSocket(bound()), Sink()
+    udp.register("quic", sink)
+    with bound() as other:
+        for number in range(MAX_BATCH + 6):
+            other.sendto(b"\x40" + bytes([number]), ("127.0.0.1", udp.address.port))
+        await sink.until(MAX_BATCH + 6)
+    assert sink.batches == [MAX_BATCH, MAX_BATCH + 6]
+    assert [data[1] for data, _, _ in sink.got] == list(range(MAX_BATCH + 6))
+    udp.close()
+
+
+async def test_the_first_byte_tells_whom_a_datagram_is_for() -> None:
+    """RFC 9443: QUIC has bit 0x40, raw UDP is 0b10xxxxxx, everything else is nobody's."""
+    udp, quic, raw = UdpSocket(bound()), Sink(), Sink()
+    udp.register("quic", quic)
+    udp.register("udp", raw)
+    with bound() as other:
+        for first in (0x00, 0x3F, 0x80, 0xBF, 0x16, 0x40, 0x7F, 0xC0, 0xFF):
+            other.sendto(bytes([first]), ("127.0.0.1", udp.address.port))
+        other.sendto(b"", ("127.0.0.1", udp.address.port))
+        other.sendto(b"\x41", ("127.0.0.1", udp.address.port))
+        await quic.until(5)
+    assert [data[0] for data, _, _ in quic.got] == [0x40, 0x7F, 0xC0, 0xFF, 0x41]
+    assert [data[0] for data, _, _ in raw.got] == [0x80, 0xBF]
+    udp.unregister("quic")
+    assert not udp.is_closed
+    udp.unregister("udp")
+    assert udp.is_closed
+
+
+async def test_without_raw_udp_a_version_negotiation_packet_reaches_quic() -> None:
+    """It is the one packet of QUIC that may lack bit 0x40."""
+    udp, sink = UdpSocket(bound()), Sink()
+    udp.register("quic", sink)
+    with bound() as other:
+        other.sendto(b"\x80\0\0\0\0", ("127.0.0.1", udp.address.port))
+        await sink.until(1)
+    udp.close()
+
+
+async def test_a_reply_leaves_from_the_address_that_was_asked() -> None:
+    """Loopback has sixteen million addresses, as a router has several."""
+    udp, sink = UdpSocket(bound("0.0.0.0")), Sink()
+    udp.register("quic", sink)
+    loop = asyncio.get_running_loop()
+    with bound() as other:
+        other.sendto(b"\x40", ("127.0.0.2", udp.address.port))
+        await sink.until(1)
+        _, remote, local = sink.got[0]
+        assert local is not None
+        assert udp.send((b"answer",), remote, local) is None
+        data, source = await loop.sock_recvfrom(other, 100)
+        assert (data, source[0]) == (b"answer", "127.0.0.2")
+        assert udp.local_address(local, remote) == Address(None, "127.0.0.2", udp.address.port)
+        assert udp.local_address(None, remote) is None
+    udp.close()
+
+
+async def test_a_source_address_that_went_away_does_not_silence_us() -> None:
+    """The datagram leaves from another one; the peer's QUIC sees a migration."""
+    udp = UdpSocket(bound("0.0.0.0"))
+    gone = Local(socket.IPPROTO_IP, IP_PKTINFO, socket.inet_aton("203.0.113.9"), 0)
+    with bound() as other:
+        assert udp.send((b"hello",), other.getsockname(), gone) is None
+        assert await asyncio.get_running_loop().sock_recv(other, 100) == b"hello"
+    udp.close()
+
+
+def test_ipv6_control_messages_name_the_interface_only_when_asked() -> None:
+    """Otherwise the routing table decides."""
+    host = socket.inet_pton(socket.AF_INET6, "2001:db8::1")
+    local = Local(socket.IPPROTO_IPV6, IPV6_PKTINFO, host, 0)
+    assert local.control() == (socket.IPPROTO_IPV6, IPV6_PKTINFO, IN6_PKTINFO.pack(host, 0))
+
+
+async def test_weather_drops_in_both_directions() -> None:
+    """`drop` stands for a network that blocks UDP."""
+    udp, sink = UdpSocket(bound()), Sink()
+    udp.register("quic", sink)
+    with bound() as other:
+        udp.drop = lambda: True
+        other.sendto(b"\x40lost", ("127.0.0.1", udp.address.port))
+        udp.send((b"lost",), other.getsockname())
+        seen = iter((True, False))
+        udp.drop = lambda: next(seen)
+        other.sendto(b"\x40heard", ("127.0.0.1", udp.address.port))
+        await sink.until(1)
+        assert sink.got[0][0] == b"\x40heard"
+        udp.drop = None
+        udp.send((b"seen",), other.getsockname())
+        assert await asyncio.get_running_loop().sock_recv(other, 100) == b"seen"
+    udp.close()
+
+
+async def test_a_port_that_nobody_listens_on_breaks_nothing() -> None:
+    """The ICMP error comes back on some later call, and is nobody's concern."""
+    udp, sink = UdpSocket(bound()), Sink()
+    udp.register("quic", sink)
+    closed = bound()
+    nowhere = closed.getsockname()
+    closed.close()
+    udp.send((b"a", b"b"), nowhere)
+    with bound() as other:
+        other.sendto(b"\x40", ("127.0.0.1", udp.address.port))
+        await sink.until(1)
+    udp.close()
+
+
+async def test_a_refusal_of_the_kernel_is_returned() -> None:
+    """A dialler bound to loopback need not wait for an answer from elsewhere."""
+    udp = UdpSocket(bound())
+    refused = udp.send((b"a",), ("192.0.2.1", 9))
+    assert isinstance(refused, OSError)
+    udp.close()
+    assert udp.send((b"a",), ("127.0.0.1", 9)) is None
+
+
+async def test_without_room_in_the_kernel_datagrams_wait_in_a_bounded_queue() -> None:
+    """They leave in order when there is room again, and what is beyond the bound is lost."""
+    udp = UdpSocket(bound())
+    udp.register("quic", Sink())
+    full = True
+    sent: list[bytes] = []
+
+    def send_one(data: bytes, remote: SocketAddress, local: Local | None) -> None:
+        if full:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        sent.append(data)
+
+    udp._send_one = send_one  # type: ignore[method-assign]
+    with bound() as other:
+        for number in range(MAX_QUEUED + 10):
+            udp.send((number.to_bytes(2, "big"),), other.getsockname())
+        assert len(udp._queue) == MAX_QUEUED
+        full = False
+        udp._writable()
+    assert sent == [number.to_bytes(2, "big") for number in range(MAX_QUEUED)]
+    assert not udp._queue
+    udp.close()
+    udp.close()
