@@ -76,7 +76,7 @@ class Race(Generic[Won]):
                     self._running[asyncio.ensure_future(self.attempt(one))] = one
                 timeout = max(0.0, began + waiting[0].at - loop.time()) if waiting else None
                 done, _ = await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                for task in [task for task in self._running if task in done]:
                     one = self._running.pop(task)
                     if task.exception() is None:
                         self._lose(done - {task})

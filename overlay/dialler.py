@@ -98,6 +98,8 @@ class Dialler:
             EndpointClosed: the endpoint was closed meanwhile.
         """
         self._waiters += 1
+        # An earlier dial's failure is no answer to a new wish.
+        self._failure = None
         self._early = self._early or early
         self._deadline = max(self._deadline, asyncio.get_running_loop().time() + timeout)
         try:
@@ -118,15 +120,7 @@ class Dialler:
         finally:
             self._waiters -= 1
             if not self._waiters:
-                self._failure = None
-                self._early = False
-                self._deadline = 0.0
-                if self._want() is None and self._task is not None and self._peer.session is None:
-                    self._task.cancel()
-                session = self._peer.session
-                if session is not None and session.state == "connecting" and not self._proven:
-                    self._peer.give_up()
-                self._peer.wake()
+                self._abandon()
 
     async def changed(self) -> None:
         """Wait for the next change: attached, ended, failed."""
@@ -281,6 +275,18 @@ class Dialler:
         for network in self._config.never_dial:
             if address.family and ip_address(address.host.partition("%")[0]) in ip_network(network, strict=False):
                 raise PermissionError(errno.EPERM, f"{address.host} is in never_dial ({network})")
+
+    def _abandon(self) -> None:
+        """Nobody waits any more: stop a dial that has not come to anything."""
+        self._failure = None
+        self._early = False
+        self._deadline = 0.0
+        session = self._peer.session
+        if not self._proven and (session is None or session.state == "connecting"):
+            if self._task is not None:
+                self._task.cancel()
+            self._peer.give_up()
+        self._peer.wake()
 
     def _dial_error(self, attempts: Iterable[Attempt], why: str = "") -> DialError:
         attempts = list(attempts)

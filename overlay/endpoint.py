@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from contextlib import ExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self
+from weakref import WeakSet
 
 from overlay.addresses import Address, Ticket
 from overlay.config import Config
@@ -69,7 +70,7 @@ class Endpoint:
         self._udp: list[UdpSocket] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resources = ExitStack()
-        self._subscribers: set[asyncio.Queue[Event | None]] = set()
+        self._subscribers: WeakSet[asyncio.Queue[Event | None]] = WeakSet()
         limits = self.config.limits
         self.chosen = Budget(limits.chosen_memory)
         self._strangers = Budget(limits.stranger_memory)
@@ -88,7 +89,7 @@ class Endpoint:
         with ExitStack() as resources:
             resources.enter_context(self.identity.lock())
             try:
-                self._bind()
+                self._bind(resources)
             except BaseException:
                 await self._close_transports()
                 raise
@@ -121,10 +122,12 @@ class Endpoint:
             for queue in self._subscribers:
                 _put(queue, None)
 
-    def _bind(self) -> None:
+    def _bind(self, resources: ExitStack) -> None:
         config = self.config
         if {"quic", "tcp"} & set(config.transports):
             pairs = bind(config)
+            for pair in pairs:
+                resources.callback(pair.close)
             self._udp = [UdpSocket(pair.udp) for pair in pairs if pair.udp is not None]
             listeners = [pair.tcp for pair in pairs if pair.tcp is not None]
             if "quic" in config.transports:
@@ -221,18 +224,18 @@ class Endpoint:
             peer.dialler.learn(address)
         return await peer.dialler.connect(timeout=timeout or self.config.dial_timeout, early=early)
 
-    async def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncIterator[Event]:
         """What happens to peers and paths, from this call on, until the endpoint is closed.
 
         At most 1,024 wait for a slow reader; the oldest goes first then.
         """
         queue: asyncio.Queue[Event | None] = asyncio.Queue(EVENT_QUEUE)
         self._subscribers.add(queue)
-        try:
-            while self._open and (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._subscribers.discard(queue)
+        return self._events(queue)
+
+    async def _events(self, queue: "asyncio.Queue[Event | None]") -> AsyncIterator[Event]:
+        while (self._open or not queue.empty()) and (event := await queue.get()) is not None:
+            yield event
 
     # ---------------------------------------------------------------- for peers and diallers
 

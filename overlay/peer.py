@@ -168,7 +168,8 @@ class Peer:
         if nonce is None:
             await self.dialler.changed()
             return None
-        waiter = self._pings[nonce] = self._loop.create_future()
+        waiter: asyncio.Future[tuple[float, Path] | None] = self._loop.create_future()
+        self._pings[nonce] = waiter
         self.wake()
         try:
             return await waiter
@@ -362,10 +363,10 @@ class Peer:
             for action in actions:
                 self._carry_out(action)
         selected = self._core.selected
-        if selected != self._selected:
+        if selected != self._selected and (selected is None or selected in self._core.attached):
             self._selected = selected
             connection = self.connections.get(selected or 0)
-            if connection is not None and selected in self._core.attached:
+            if connection is not None:
                 logger.debug("%s: sending on %s", self.peer_id.short, connection.remote)
                 self._endpoint.publish(PathChanged(self.peer_id, self._path(connection)))
 

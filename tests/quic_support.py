@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -43,7 +43,7 @@ class Recorder:
         self.reason: CloseReason | None = None
         self.closed_calls = 0
         self.writable_calls = 0
-        self.on_writable: Callable[[Connection], None] | None = None
+        self.on_writable: Callable[[Connection], object] | None = None
         self._keep_data = keep_data
         self._changed = asyncio.Event()
 
@@ -159,9 +159,7 @@ class Node:
         self.accept_error: Exception | None = None
         self.keep_data = True
         self._arrived = asyncio.Event()
-        self.transport = QuicTransport(
-            self.identity, config or Config(), sockets, self._accept, self.gate
-        )
+        self.transport = QuicTransport(self.identity, config or Config(), sockets, self._accept, self.gate)
         self.sockets = sockets
         self.transport.start()
 
@@ -252,9 +250,7 @@ class Stranger(QuicConnection):
             peer_cid=self._peer_cid.cid,
             version=1,
         )
-        builder.start_packet(
-            QuicPacketType.INITIAL if early else QuicPacketType.ONE_RTT, self._cryptos[epoch]
-        )
+        builder.start_packet(QuicPacketType.INITIAL if early else QuicPacketType.ONE_RTT, self._cryptos[epoch])
         for kind, body in frames:
             builder.start_frame(kind, capacity=len(body) + 1).push_bytes(body)
         datagrams, _ = builder.flush()
@@ -347,10 +343,10 @@ def strange_server(
 
 
 def certificate_for(
-    key: Any, *, not_before: datetime.datetime | None = None, days: int = 3650, algorithm: Any = None
+    key: Any, *, not_before: dt.datetime | None = None, days: int = 3650, algorithm: Any = None
 ) -> x509.Certificate:
     """A self-signed certificate."""
-    start = not_before or datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    start = not_before or dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stranger")])
     return (
         x509.CertificateBuilder()
@@ -359,7 +355,7 @@ def certificate_for(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=days))
+        .not_valid_after(start + dt.timedelta(days=days))
         .sign(key, algorithm)
     )
 
@@ -393,6 +389,6 @@ def insist(*algorithms: tls.SignatureAlgorithm) -> Callable[[tls.Context], None]
             assert context._certificate_request is not None
             context._certificate_request.signature_algorithms = [int(a) for a in algorithms]
 
-        context._client_handle_certificate_request = request  # type: ignore[method-assign]
+        context._client_handle_certificate_request = request  # type: ignore[method-assign,assignment]
 
     return change

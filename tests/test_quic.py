@@ -6,157 +6,15 @@ import os
 from typing import Any
 
 import pytest
-from aioquic.quic.packet_builder import QuicSentPacket
-from aioquic.quic.packet import QuicPacketType
-from aioquic.tls import Epoch
+from quic_support import Node, Recorder, converse, memory_node, node, stranger_client
 
 from overlay.addresses import Address
 from overlay.config import Config, Limits
 from overlay.errors import DatagramTooLarge, HandshakeError, SelfDial
 from overlay.protocol.codes import CloseCode
-from overlay.protocol.frames import Close, Ping, ProtocolViolation, encode, run_header, varint
+from overlay.protocol.frames import Close, Ping, encode
 from overlay.transports.base import ClosedBy, CloseReason, Connection, Role
-from overlay.transports.quic_congestion import ApplicationLimitedReno
 from overlay.transports.quic_connection import QuicLink, clock
-from overlay.transports.quic_runs import MAX_OPEN_RUNS, MAX_RUN, ReceiveRuns, SendRuns
-from quic_support import Node, Recorder, converse, memory_node, node, stranger_client
-
-# Runs: the bookkeeping.
-
-
-class Wire:
-    """Writes runs into memory."""
-
-    def __init__(self) -> None:
-        self.runs: list[bytearray] = []
-        self.ended: set[int] = set()
-
-    def open_run(self) -> int:
-        self.runs.append(bytearray())
-        return len(self.runs) - 1
-
-    def write_run(self, quic_stream: int, data: bytes | memoryview, *, end: bool) -> None:
-        assert quic_stream not in self.ended
-        self.runs[quic_stream] += data
-        if end:
-            self.ended.add(quic_stream)
-
-
-def test_a_run_goes_on_while_its_stream_does() -> None:
-    """Consecutive pieces share a header; a gap, or a repetition after a loss, begins a new run."""
-    wire = Wire()
-    runs = SendRuns(wire)
-    runs.send(4, 100, b"abc", idle=False)
-    runs.send(4, 103, memoryview(b"def"), idle=False)
-    runs.send(4, 100, b"abc", idle=True)
-    assert wire.runs == [run_header(4, 100) + b"abcdef", run_header(4, 100) + b"abc"]
-    assert wire.ended == {0, 1}
-    assert len(runs) == 0
-
-
-def test_an_idle_stream_without_data_ends_its_run_only() -> None:
-    """And where there is none, nothing is sent."""
-    wire = Wire()
-    runs = SendRuns(wire)
-    runs.send(4, 0, b"", idle=True)
-    runs.send(4, 0, b"x", idle=False)
-    runs.send(4, 1, b"", idle=True)
-    assert (wire.runs, wire.ended) == ([run_header(4, 0) + b"x"], {0})
-
-
-def test_a_run_ends_before_it_has_more_than_its_length() -> None:
-    """So a receiver grants each run a fixed window."""
-    wire = Wire()
-    runs = SendRuns(wire)
-    piece = bytes(60_000)
-    for number in range(40):
-        runs.send(0, number * len(piece), piece, idle=False)
-    assert len(wire.runs) == 3
-    assert all(len(run) <= MAX_RUN + 16 for run in wire.runs)
-
-
-def test_no_more_than_64_runs_are_open() -> None:
-    """The least recently used one makes room."""
-    wire = Wire()
-    runs = SendRuns(wire)
-    for stream in range(MAX_OPEN_RUNS):
-        runs.send(stream, 0, b"x", idle=False)
-    runs.send(0, 1, b"x", idle=False)
-    runs.send(1000, 0, b"x", idle=False)
-    assert len(runs) == MAX_OPEN_RUNS
-    assert wire.ended == {1}
-
-
-@pytest.mark.parametrize("cut", range(1, 14))
-def test_a_header_may_be_cut_anywhere(cut: int) -> None:
-    """Packets end where they like."""
-    runs = ReceiveRuns()
-    data = run_header(70_000, 5_000_000_000) + b"xy"
-    got = [runs.receive(2, data[:cut], end=False), runs.receive(2, data[cut:], end=True)]
-    pieces = [piece for piece in got if piece is not None]
-    assert b"".join(piece[2] for piece in pieces) == b"xy"
-    assert [piece[:2] for piece in pieces][0] == (70_000, 5_000_000_000)
-    assert len(runs) == 0
-
-
-def test_a_run_without_a_header_is_a_violation() -> None:
-    """So is one that goes beyond the largest offset."""
-    with pytest.raises(ProtocolViolation) as caught:
-        ReceiveRuns().receive(2, b"\x40", end=True)
-    assert caught.value.code is CloseCode.FRAME_ERROR
-    with pytest.raises(ProtocolViolation):
-        ReceiveRuns().receive(2, varint(0) + varint(2**62 - 1) + b"x", end=False)
-
-
-def test_a_run_that_was_reset_is_forgotten() -> None:
-    """Its data comes again on another one."""
-    runs = ReceiveRuns()
-    runs.receive(2, run_header(0, 0) + b"x", end=False)
-    runs.forget(2)
-    runs.forget(6)
-    assert len(runs) == 0
-
-
-# Congestion control.
-
-
-def _packet(size: int, at: float) -> QuicSentPacket:
-    return QuicSentPacket(
-        epoch=Epoch.ONE_RTT,
-        in_flight=True,
-        is_ack_eliciting=True,
-        is_crypto_packet=False,
-        packet_number=0,
-        packet_type=QuicPacketType.ONE_RTT,
-        sent_time=at,
-        sent_bytes=size,
-    )
-
-
-def _rounds(packets: int, rounds: int) -> int:
-    control = ApplicationLimitedReno(max_datagram_size=1200)
-    for number in range(1, rounds + 1):
-        flight = [_packet(1200, number) for _ in range(packets)]
-        for packet in flight:
-            control.on_packet_sent(packet=packet)
-        control.on_rtt_measurement(now=number + 0.5, rtt=0.5)
-        for packet in flight:
-            control.on_packet_acked(now=number + 0.5, packet=packet)
-    return control.congestion_window
-
-
-def test_the_window_grows_while_it_is_used() -> None:
-    """Slow start, with an acknowledgement for each round."""
-    assert _rounds(10, 1) == 2 * 12_000
-
-
-def test_the_window_does_not_grow_while_it_is_idle() -> None:
-    """RFC 9002 section 7.8: a trickle proves nothing about the path."""
-    assert _rounds(1, 1000) <= 12_000 + 2 * 1200
-    assert _rounds(20, 1000) < 60 * 1200
-
-
-# Connections over loopback.
 
 
 async def _connect(dialer: Node, acceptor: Node) -> tuple[QuicLink, Recorder, Recorder]:
@@ -226,9 +84,7 @@ def _pump(total: int, streams: int, piece: int) -> Any:
             size = min(room, piece, total - offset, 65536 - offset % 256)
             del offsets[stream]
             start = offset % 256
-            connection.send_stream(
-                stream, offset, data[start : start + size], idle=offset + size == total
-            )
+            connection.send_stream(stream, offset, data[start : start + size], idle=offset + size == total)
             if offset + size < total:
                 offsets[stream] = offset + size
 
@@ -362,7 +218,7 @@ async def test_an_engine_that_raises_ends_its_own_connection_only() -> None:
         def fail(*_: object) -> None:
             raise AssertionError("inside aioquic")
 
-        link._engine.receive_datagram = fail  # type: ignore[method-assign]
+        link._engine.receive_datagram = fail  # type: ignore[method-assign,assignment]
         bob.accepted[0].connection.send_frame(encode(Ping(1)))  # type: ignore[union-attr]
         bob.accepted[0].connection.flush()  # type: ignore[union-attr]
         await recorder.until(lambda: recorder.reason is not None)
@@ -400,12 +256,11 @@ async def test_what_waits_below_us_is_little() -> None:
 async def test_a_cancelled_dial_leaves_nothing_behind() -> None:
     """At any moment: nobody answers, so the dial can only be cancelled."""
     async with memory_node() as (alice, udp):
-        bob = Node([])
-        task = asyncio.create_task(
-            alice.transport.dial(Address("quic", "192.0.2.2", 40_000), bob.peer_id, Recorder())
-        )
-        while not udp.sent:
-            await asyncio.sleep(0)
+        bob, sent = Node([]), asyncio.Event()
+        udp.peer = lambda _: sent.set()
+        task = asyncio.create_task(alice.transport.dial(Address("quic", "192.0.2.2", 40_000), bob.peer_id, Recorder()))
+        async with asyncio.timeout(10):
+            await sent.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -418,8 +273,7 @@ async def test_a_dial_that_is_cancelled_as_it_succeeds_tells_the_peer() -> None:
     async with node() as alice, node() as bob:
         recorder = Recorder()
         task = asyncio.create_task(alice.transport.dial(bob.address, bob.peer_id, recorder))
-        completed = asyncio.Event()
-        recorder.on_writable = lambda _: (completed.set(), task.cancel())[0]
+        recorder.on_writable = lambda _: task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert alice.is_clean()
@@ -453,12 +307,11 @@ async def test_a_dial_that_nobody_answers_times_out() -> None:
 async def test_closing_a_transport_ends_its_dials() -> None:
     """Whoever waits is told."""
     async with memory_node() as (alice, udp):
-        bob = Node([])
-        task = asyncio.create_task(
-            alice.transport.dial(Address("quic", "192.0.2.2", 40_000), bob.peer_id, Recorder())
-        )
-        while not udp.sent:
-            await asyncio.sleep(0)
+        bob, sent = Node([]), asyncio.Event()
+        udp.peer = lambda _: sent.set()
+        task = asyncio.create_task(alice.transport.dial(Address("quic", "192.0.2.2", 40_000), bob.peer_id, Recorder()))
+        async with asyncio.timeout(10):
+            await sent.wait()
         await alice.transport.aclose()
         with pytest.raises(ConnectionAbortedError):
             await task

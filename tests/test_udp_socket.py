@@ -23,9 +23,7 @@ class Sink:
         self.batches: list[int] = []
         self.changed = asyncio.Event()
 
-    def datagram_received(
-        self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None
-    ) -> None:
+    def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
         self.got.append((data, remote, local))
 
     def batch_ended(self, udp: UdpSocket) -> None:

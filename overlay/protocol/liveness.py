@@ -1,7 +1,8 @@
 """Failure is noticed by silence: is this connection still alive? Pure; one object per connection.
 
-A connection is *suspect* when something is outstanding on it and nothing at all came back, no authenticated byte and no
-transport acknowledgement, for `max(500 ms, 2 PTO)`, or 3 s before the first round-trip sample. Our own lag does not
+A connection is *suspect* when something is outstanding on it (unacknowledged bytes, an unanswered PING, or a frame
+that the transport has not confirmed) and nothing at all came back, no authenticated byte and no transport
+acknowledgement, for `max(500 ms, 2 PTO)`, or 3 s before the first round-trip sample. Our own lag does not
 count: a timer that fires late says that *we* were away. Suspicion costs little (a PING, and one race in the
 background, while the connection keeps its chance), so it may be quick; each false alarm doubles the patience.
 """
@@ -60,7 +61,10 @@ class Liveness:
         self._keepalive = keepalive
         self._idle_timeout = idle_timeout
         self._outstanding_since: float | None = None
+        self._sent_since: float | None = None
+        self._sent_at = 0.0
         self._false_alarms = 0
+        self._excused = False
         self._suspected_at = 0.0
         self._check_at = now + keepalive
 
@@ -68,6 +72,16 @@ class Liveness:
     def next_timeout(self) -> float:
         """When `check` is due."""
         return self._check_at
+
+    def sent(self, now: float) -> None:
+        """A frame was sent: something has to come back after it, were it only the transport's acknowledgement.
+
+        Without this, one that only reads would grant its credit into a dead connection and never notice.
+        """
+        self._sent_at = now
+        if self._sent_since is None:
+            self._sent_since = now
+            self._check_at = min(self._check_at, now + MINIMUM_SILENCE)
 
     def outstanding(self, waiting: bool, now: float) -> None:
         """Tell whether anything is outstanding: unacknowledged bytes or an unanswered PING."""
@@ -91,22 +105,27 @@ class Liveness:
         lag = now - self._check_at
         if lag < 0:
             return Verdict.FINE
-        if lag > LAG and self._outstanding_since is not None:
-            # What arrived meanwhile stands unread in the sockets: give it a turn.
+        if lag > LAG and not self._excused:
+            # What arrived meanwhile stands unread in the sockets: give it a turn, once.
+            self._excused = True
             self._check_at = now + min(lag, MINIMUM_SILENCE)
             return Verdict.FINE
+        self._excused = False
         progress = self._watch()
+        if progress.at > self._sent_at:
+            self._sent_since = None
         if self.suspect and progress.at > self._suspected_at:
             self.heard()
             self._check_at = now + MINIMUM_SILENCE
             return Verdict.RECOVERED
-        if self._outstanding_since is None:
+        waiting = [since for since in (self._outstanding_since, self._sent_since) if since is not None]
+        if not waiting:
             if now >= progress.at + self._keepalive:
                 self._check_at = now + MINIMUM_SILENCE
                 return Verdict.KEEPALIVE
             self._check_at = progress.at + self._keepalive
             return Verdict.FINE
-        silent_since = max(progress.at, self._outstanding_since)
+        silent_since = max(progress.at, min(waiting))
         if now - silent_since >= self._idle_timeout:
             self._check_at = now + self._idle_timeout
             return Verdict.DEAD
@@ -123,6 +142,5 @@ class Liveness:
         return Verdict.SUSPECT
 
     def _patience(self, probe_timeout: float | None) -> float:
-        if probe_timeout is None:
-            return UNKNOWN_RTT_SILENCE
-        return float(max(MINIMUM_SILENCE, 2 * probe_timeout) * 2**self._false_alarms)
+        silence = UNKNOWN_RTT_SILENCE if probe_timeout is None else max(MINIMUM_SILENCE, 2 * probe_timeout)
+        return float(silence * 2**self._false_alarms)

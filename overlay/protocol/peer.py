@@ -12,7 +12,9 @@ random names of the session at either side, for ever. What may happen:
                                                 if the process differs, if ours does not answer a PING (a restart, or a
                                                 second living process, which is refused: DUPLICATE_IDENTITY)
 
-After ACCEPT both sides report with WINDOWs what they have received, closed by SYNC, and continue from there.
+After ACCEPT both sides report with WINDOWs what they have received, closed by SYNC, and continue from there. Until an
+acceptor has read SYNC it sends at most 64 KiB of stream bytes, as does a dialler until ACCEPT: on QUIC they may
+overtake the frame that the other side waits for, and are held there.
 
     phase          frames that may come
     AWAIT_HELLO    HELLO
@@ -27,15 +29,24 @@ Feed it with `connection_made`, `receive`, `connection_lost`, `handle_timeout`; 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Final
 
-from overlay.protocol.budget import Budget
+from overlay.protocol.actions import (
+    Action,
+    Answered,
+    Attached,
+    CloseConnection,
+    Ended,
+    Ending,
+    Lingering,
+    Recovered,
+    Suspected,
+)
+from overlay.protocol.budget import Budget, SessionLimits
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import (
-    MINIMUM_STREAMS,
-    MINIMUM_WINDOW,
+    VARINT_MAX,
     Accept,
     Event,
     Hello,
@@ -48,155 +59,35 @@ from overlay.protocol.frames import (
     Window,
     encode,
 )
+from overlay.protocol.links import ACTIVE, HELD_BYTES, Link, Links, Phase, SessionState
 from overlay.protocol.liveness import Liveness, Progress, Verdict
-from overlay.protocol.selection import Candidate, select, surplus
-from overlay.protocol.session import Chunk, SessionCore, SessionFrame, SessionLimits
+from overlay.protocol.outgoing import Chunk
+from overlay.protocol.session import SessionCore, SessionFrame
 
-HELD_BYTES: Final = MINIMUM_STREAMS * MINIMUM_WINDOW
-"""What an honest dialler sends before it has read ACCEPT."""
-HELD_FRAME: Final = 64
-"""What a held control frame counts for."""
+__all__ = [
+    "ACTIVE",
+    "HELD_BYTES",
+    "Action",
+    "Answered",
+    "Attached",
+    "CloseConnection",
+    "Ended",
+    "Ending",
+    "Lingering",
+    "PeerCore",
+    "PeerSettings",
+    "Phase",
+    "Recovered",
+    "SessionState",
+    "Suspected",
+]
+
+MAX_INBOUND: Final = 32
+"""Open connections that one peer may have dialled: far more than there are transports and address families."""
 DRAIN_TIMEOUT: Final = 5.0
 """How long a retired connection may deliver what is under way."""
 VERDICT_TIMEOUT: Final = 1.0
 """How long the old connections of a peer that seems to have restarted may take to answer, at least."""
-
-
-class Phase(Enum):
-    """Where a connection stands."""
-
-    AWAIT_HELLO = "await hello"
-    AWAIT_ACCEPT = "await accept"
-    CHALLENGED = "challenged"
-    ATTACHED = "attached"
-    DRAINING = "draining"
-    CLOSED = "closed"
-
-
-ACTIVE: Final = frozenset({Phase.ATTACHED, Phase.DRAINING})
-
-
-class Ending(Enum):
-    """Why a session is over."""
-
-    CLOSED_BY_US = "closed by us"
-    CLOSED_BY_PEER = "closed by the peer"
-    EXPIRED = "no connection within the resume time"
-    GONE = "the peer has given it up"
-    RESTARTED = "the peer has restarted"
-    REFUSED = "the peer refuses us"
-
-
-@dataclass(eq=False, slots=True)
-class SessionState:
-    """A session and its names."""
-
-    core: SessionCore
-    budget: Budget
-    mine: int
-    linger: float
-    """Seconds that it outlives its last connection: the smaller of both wishes."""
-    theirs: int = 0
-    process: int = 0
-    connected: bool = False
-    """An ACCEPT was read or written."""
-    linger_until: float | None = None
-    early: bool = False
-    """Bytes may be sent behind HELLO."""
-    handle: object | None = None
-    """The shell's object for it."""
-
-
-@dataclass(eq=False, slots=True)
-class _Link:
-    """A connection as the core sees it."""
-
-    id: int
-    kind: tuple[str, int]
-    rank: int
-    dialled_by_us: bool
-    watch: Callable[[], Progress]
-    phase: Phase
-    dial: int = 0
-    session: SessionState | None = None
-    hello: Hello | None = None
-    frames: list[bytes] = field(default_factory=list)
-    deadline: float | None = None
-    liveness: Liveness | None = None
-    pings: dict[int, float] = field(default_factory=dict)
-    nonce: int = 0
-    asked_at: float | None = None
-    """When the old connections were asked whether they live."""
-    proven: bool = False
-    """Echoed the nonce of our challenge."""
-    held: list[SessionFrame | StreamData] = field(default_factory=list)
-    held_bytes: int = 0
-    acknowledged: dict[int, int] = field(default_factory=dict)
-    synced: bool = False
-    retire_sent: bool = False
-    retired_by_peer: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A connection carries the session from now on."""
-
-    connection: int
-    session: SessionState
-    first: bool
-    """It is the session's first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suspected:
-    """A connection is silent: race for a replacement."""
-
-    connection: int
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """A suspected connection lives."""
-
-    connection: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lingering:
-    """The session has lost its last connection."""
-
-    session: SessionState
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The session is over; its streams fail."""
-
-    session: SessionState
-    why: Ending
-    code: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A PING was answered."""
-
-    connection: int
-    nonce: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class CloseConnection:
-    """Close that connection, and tell its peer why."""
-
-    connection: int
-    code: CloseCode
-    reason: str
-
-
-Action = Attached | Suspected | Recovered | Lingering | Ended | Answered | CloseConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,33 +129,35 @@ class PeerCore:
         self._random = random
         self._grant = grant
         self._settings = settings
-        self._links: dict[int, _Link] = {}
+        self._linger = int(min(settings.linger * 1000, VARINT_MAX))
+        self._links = Links(smaller=self._smaller)
         self._dials = 0
         self._actions: list[Action] = []
-        self._selected: _Link | None = None
         self._draining = False
+        self._verdicts_due = False
 
     # ---------------------------------------------------------------- state
 
     @property
     def idle(self) -> bool:
         """Neither a session nor a connection: nothing is lost by forgetting this object."""
-        return self.session is None and not self._links
+        return self.session is None and not self._links.all
 
     @property
     def selected(self) -> int | None:
         """The connection to send the session's frames and bytes on."""
-        return None if self._selected is None else self._selected.id
+        link = self._links.selected
+        return None if link is None else link.id
 
     @property
     def attached(self) -> list[int]:
         """Connections that carry the session, draining ones too."""
-        return [link.id for link in self._links.values() if link.phase in ACTIVE]
+        return [link.id for link in self._links.all.values() if link.phase in ACTIVE]
 
     def is_suspect(self, connection: int) -> bool:
         """Whether that connection is silent."""
-        link = self._links.get(connection)
-        return link is not None and link.liveness is not None and link.liveness.suspect
+        link = self._links.all.get(connection)
+        return link is not None and link.suspect
 
     # ---------------------------------------------------------------- commands
 
@@ -274,17 +167,24 @@ class PeerCore:
             self.session = self._new_session(chosen=True)
         if self.session is not None and early:
             self.session.early = True
-            self._reselect()
+            self._links.reselect(self.session)
         return self.session
 
     def close_session(self, session: SessionState, now: float, *, reason: str = "") -> None:
         """End it now, on purpose: its connections are closed with SESSION_CLOSED."""
-        if session is self.session:
-            self._end(Ending.CLOSED_BY_US, now, close=CloseCode.SESSION_CLOSED, reason=reason)
+        if session is not self.session:
+            return
+        link = self._links.selected
+        if link is not None and link.phase in ACTIVE:
+            # What was received is acknowledged: the peer may wait for that before it closes, too.
+            session.core.handle_timeout(float("inf"))
+            link.frames += session.core.control_to_send(link.id)
+        self._end(Ending.CLOSED_BY_US, now, close=CloseCode.SESSION_CLOSED, reason=reason)
+        self._judge_again(now)
 
     def ping(self, now: float, connection: int | None = None) -> int | None:
         """Ask the peer on that connection, or the selected one; the nonce, or None when there is none to ask on."""
-        link = self._selected if connection is None else self._links.get(connection)
+        link = self._links.selected if connection is None else self._links.all.get(connection)
         if link is None or link.phase not in ACTIVE:
             return None
         return self._ping(link, now)
@@ -303,10 +203,12 @@ class PeerCore:
     ) -> None:
         """A connection to the proven peer is there. One that we dialled belongs to the session of `begin`."""
         phase = Phase.AWAIT_ACCEPT if dialled_by_us else Phase.AWAIT_HELLO
-        link = _Link(connection, kind, rank, dialled_by_us, watch, phase)
-        self._links[connection] = link
+        link = Link(connection, kind, rank, dialled_by_us, watch, phase)
+        self._links.all[connection] = link
         if not dialled_by_us:
             link.deadline = now + self._settings.handshake_timeout
+            if self._links.open_inbound() > MAX_INBOUND:
+                self._close(link, CloseCode.BUSY, "too many connections", now)
             return
         session = self.begin()
         if session is None:
@@ -323,39 +225,38 @@ class PeerCore:
                     process=self._process,
                     mine=session.mine,
                     yours=session.theirs,
-                    linger=int(self._settings.linger * 1000),
+                    linger=self._linger,
                     dial=link.dial,
                     streams=limits.streams,
                     window=limits.window,
                 )
             )
         )
-        self._reselect()
+        self._links.reselect(self.session)
 
     def receive(self, connection: int, event: Event, now: float) -> None:
         """A frame or a piece of a stream arrived; a violation closes the connection that brought it."""
-        link = self._links.get(connection)
+        link = self._links.all.get(connection)
         if link is None or link.phase is Phase.CLOSED:
             return
         if link.liveness is not None and link.liveness.heard():
-            self._actions.append(Recovered(link.id))
-            self._reselect()
+            self._recovered(link)
         try:
             self._receive(link, event, now)
         except ProtocolViolation as violation:
             self._close(link, violation.code, violation.reason, now)
         if self._draining:
             self._settle_all(now)
+        self._judge_again(now)
 
     def receive_stream(self, connection: int, stream: int, offset: int, data: bytes, now: float) -> None:
         """The same for a piece of a stream, by the short way."""
-        link = self._links.get(connection)
+        link = self._links.all.get(connection)
         if link is None or link.phase is not Phase.ATTACHED or self._draining or link.liveness is None:
             self.receive(connection, StreamData(stream, offset, data), now)
             return
         if link.liveness.suspect and link.liveness.heard():
-            self._actions.append(Recovered(link.id))
-            self._reselect()
+            self._recovered(link)
         try:
             if link.session is not None and link.session is self.session:
                 link.session.core.receive_stream(stream, offset, data, now)
@@ -364,58 +265,63 @@ class PeerCore:
 
     def connection_lost(self, connection: int, now: float, *, code: int = 0, reason: str = "", by_peer: bool) -> None:
         """A connection ended, by whatever cause; the core forgets it."""
-        link = self._links.pop(connection, None)
+        link = self._links.all.pop(connection, None)
         if link is None:
             return
         session, was = link.session, link.phase
         link.phase = Phase.CLOSED
-        if session is None or session is not self.session or was is Phase.CLOSED:
-            self._rejudge(now)
-            return
+        self._verdicts_due = True
+        if session is not None and session is self.session and was is not Phase.CLOSED:
+            self._lost(link, session, was, now, code=code, reason=reason, by_peer=by_peer)
+        self._judge_again(now)
+
+    def _lost(
+        self, link: Link, session: SessionState, was: Phase, now: float, *, code: int, reason: str, by_peer: bool
+    ) -> None:
         if by_peer and code == CloseCode.SESSION_CLOSED and was in ACTIVE:
             self._end(Ending.CLOSED_BY_PEER, now, close=CloseCode.SESSION_CLOSED, code=code, reason=reason)
             return
         self._leave(link, session, now)
-        if by_peer and not self.attached and was is Phase.AWAIT_ACCEPT and session.connected:
-            if code == CloseCode.SESSION_GONE:
-                self._end(Ending.GONE, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
-            elif code in {CloseCode.DUPLICATE_IDENTITY, CloseCode.REFUSED}:
-                self._end(Ending.REFUSED, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
-        self._rejudge(now)
+        if not by_peer or not session.connected or self._links.answering(session):
+            return
+        if code == CloseCode.SESSION_GONE:
+            self._end(Ending.GONE, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
+        elif code in {CloseCode.DUPLICATE_IDENTITY, CloseCode.REFUSED} and was is Phase.AWAIT_ACCEPT:
+            self._end(Ending.REFUSED, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every deadline that has passed."""
-        for link in tuple(self._links.values()):
+        for link in tuple(self._links.all.values()):
             if link.deadline is not None and now >= link.deadline:
                 self._deadline(link, now)
             if link.liveness is not None and now >= link.liveness.next_timeout:
                 self._check(link, now)
         session = self.session
-        if session is None:
-            return
-        session.core.handle_timeout(now)
-        if session.linger_until is not None and now >= session.linger_until:
-            self._end(Ending.EXPIRED, now, close=CloseCode.SESSION_GONE)
+        if session is not None:
+            session.core.handle_timeout(now)
+            if session.linger_until is not None and now >= session.linger_until:
+                self._end(Ending.EXPIRED, now, close=CloseCode.SESSION_GONE)
+        self._judge_again(now)
 
     def update(self, now: float) -> None:
         """Tell each connection's watch what is outstanding; call it after sending."""
         if self.session is None:
             return
-        for link in self._links.values():
+        for link in self._links.all.values():
             if link.liveness is not None:
+                if link.spoke:
+                    link.spoke = False
+                    link.liveness.sent(now)
                 link.liveness.outstanding(bool(link.pings) or self.session.core.in_flight(link.id), now)
 
     # ---------------------------------------------------------------- outputs
 
     def next_timeout(self) -> float | None:
         """The next deadline."""
-        deadlines = [link.deadline for link in self._links.values() if link.deadline is not None]
-        deadlines += [link.liveness.next_timeout for link in self._links.values() if link.liveness is not None]
+        deadlines = [self._links.next_timeout()]
         if self.session is not None:
-            for at in (self.session.linger_until, self.session.core.next_timeout()):
-                if at is not None:
-                    deadlines.append(at)
-        return min(deadlines, default=None)
+            deadlines += (self.session.linger_until, self.session.core.next_timeout())
+        return min((at for at in deadlines if at is not None), default=None)
 
     def take_actions(self) -> list[Action]:
         """What the shell has to do and to tell, in order, since the last call."""
@@ -424,24 +330,31 @@ class PeerCore:
 
     def frames_to_send(self, connection: int) -> list[bytes]:
         """Encoded frames for that very connection, and for the selected one the session's, too."""
-        link = self._links.get(connection)
+        link = self._links.all.get(connection)
         if link is None:
             return []
         frames, link.frames = link.frames, []
-        if link is self._selected and link.session is not None and link.session.core.has_control:
+        if link is self._links.selected and link.session is not None and link.session.core.has_control:
             frames += link.session.core.control_to_send(link.id)
+        link.spoke = link.spoke or bool(frames)
         return frames
 
     def data_to_send(self, connection: int, size: int) -> Chunk | None:
         """The next piece of stream data for that connection."""
-        link = self._selected
+        link = self._links.selected
         if link is None or link.id != connection or link.session is None:
             return None
-        return link.session.core.data_to_send(link.id, size)
+        if not link.early:
+            return link.session.core.data_to_send(link.id, size)
+        chunk = link.session.core.data_to_send(link.id, min(size, link.allowance))
+        if chunk is not None:
+            link.early_bytes += len(chunk.data)
+            link.early_pieces += 1
+        return chunk
 
     # ---------------------------------------------------------------- frames
 
-    def _receive(self, link: _Link, event: Event, now: float) -> None:
+    def _receive(self, link: Link, event: Event, now: float) -> None:
         match link.phase, event:
             case Phase.AWAIT_HELLO, Hello():
                 link.hello = event
@@ -449,7 +362,7 @@ class PeerCore:
                 self._judge(link, now)
             case Phase.AWAIT_HELLO, StreamData():
                 # Runs may overtake HELLO, which travels on QUIC's control stream.
-                self._hold(link, event)
+                link.hold(event)
             case Phase.AWAIT_ACCEPT, Accept():
                 self._accepted(link, event, now)
             case ((Phase.AWAIT_ACCEPT | Phase.CHALLENGED | Phase.ATTACHED | Phase.DRAINING), Ping()):
@@ -467,15 +380,15 @@ class PeerCore:
                 raise ProtocolViolation(CloseCode.STATE_ERROR, f"{event.TYPE.name} while {link.phase.value}")
             case Phase.AWAIT_ACCEPT, StreamData():
                 # On QUIC the acceptor's first run may overtake its ACCEPT.
-                self._hold(link, event)
+                link.hold(event)
             case ((Phase.AWAIT_HELLO | Phase.AWAIT_ACCEPT), _):
                 raise ProtocolViolation(CloseCode.STATE_ERROR, f"{type(event).__name__} while {link.phase.value}")
             case Phase.CHALLENGED, _:
-                self._hold(link, event)  # type: ignore[arg-type]  # CLOSE and DATAGRAM never come here
+                link.hold(event)  # type: ignore[arg-type]  # CLOSE and DATAGRAM never come here
             case _:
                 self._session_event(link, event, now)  # type: ignore[arg-type]  # the same
 
-    def _session_event(self, link: _Link, event: SessionFrame | StreamData, now: float) -> None:
+    def _session_event(self, link: Link, event: SessionFrame | StreamData, now: float) -> None:
         session = link.session
         if session is None or session is not self.session:
             return
@@ -496,13 +409,7 @@ class PeerCore:
             case _:
                 session.core.receive_frame(event, now)
 
-    def _hold(self, link: _Link, event: SessionFrame | StreamData) -> None:
-        link.held_bytes += len(event.data) if isinstance(event, StreamData) else HELD_FRAME
-        if link.held_bytes > HELD_BYTES:
-            raise ProtocolViolation(CloseCode.FLOW_CONTROL_ERROR, "too much before the connection is accepted")
-        link.held.append(event)
-
-    def _release(self, link: _Link, now: float) -> None:
+    def _release(self, link: Link, now: float) -> None:
         held, link.held = link.held, []
         try:
             for event in held:
@@ -512,7 +419,7 @@ class PeerCore:
 
     # ---------------------------------------------------------------- hello and accept
 
-    def _judge(self, link: _Link, now: float) -> None:
+    def _judge(self, link: Link, now: float) -> None:
         """Decide on a HELLO by the table at the head of this module."""
         hello, session = link.hello, self.session
         assert hello is not None  # noqa: S101 - only judged with a HELLO
@@ -537,24 +444,26 @@ class PeerCore:
             self._replace(link, Ending.GONE, now)
         elif not self.attached:
             self._replace(link, Ending.RESTARTED, now)
-        elif link.phase is Phase.CHALLENGED and link.nonce:
+        elif link.asked is not session:
             # The echo came; now the old connections have their say.
-            link.nonce = 0
+            link.asked = session
             link.asked_at = now
             patience = VERDICT_TIMEOUT
             for other in self.attached:
-                probe = self._links[other].watch().probe_timeout
+                probe = self._links.all[other].watch().probe_timeout
                 patience = max(patience, 3 * (probe or 0))
-                self._ping(self._links[other], now)
+                self._ping(self._links.all[other], now)
             link.deadline = now + patience
 
-    def _rejudge(self, now: float) -> None:
-        """The state has changed under those who wait for a verdict."""
-        for link in tuple(self._links.values()):
-            if link.phase is Phase.CHALLENGED and link.proven:
-                self._judge(link, now)
+    def _judge_again(self, now: float) -> None:
+        """Those who wait for a verdict get it now, if the state that stood against them has changed."""
+        while self._verdicts_due:
+            self._verdicts_due = False
+            for link in tuple(self._links.all.values()):
+                if link.phase is Phase.CHALLENGED and link.proven:
+                    self._judge(link, now)
 
-    def _accept(self, link: _Link, session: SessionState, now: float) -> None:
+    def _accept(self, link: Link, session: SessionState, now: float) -> None:
         hello = link.hello
         assert hello is not None  # noqa: S101 - only called with a HELLO
         session.theirs = hello.mine
@@ -570,7 +479,7 @@ class PeerCore:
                     process=self._process,
                     mine=session.mine,
                     yours=hello.mine,
-                    linger=int(self._settings.linger * 1000),
+                    linger=self._linger,
                     streams=limits.streams,
                     window=limits.window,
                 )
@@ -579,26 +488,26 @@ class PeerCore:
         session.core.peer_granted(hello.streams, hello.window)
         self._attach(link, session, now)
 
-    def _accepted(self, link: _Link, accept: Accept, now: float) -> None:
+    def _accepted(self, link: Link, accept: Accept, now: float) -> None:
         session = link.session
         if session is None or session is not self.session or accept.yours != session.mine:
             raise ProtocolViolation(CloseCode.SESSION_GONE, "ACCEPT for another session")
         if session.theirs not in {0, accept.mine}:
             # The ACCEPT echoes our name, so it is fresh; what we have may be a dead process's late HELLO.
-            if any(self._links[one].synced for one in self.attached):
+            if any(one.synced for one in self._links.carrying(session)):
                 raise ProtocolViolation(CloseCode.SESSION_GONE, "ACCEPT of another incarnation")
-            if not session.core.pristine:
+            if not session.core.pristine or session.core.granted != (accept.streams, accept.window):
                 self._end(Ending.RESTARTED, now, close=CloseCode.SESSION_GONE)
                 return
             for one in self.attached:
-                self._close(self._links[one], CloseCode.SESSION_GONE, "a late HELLO", now)
+                self._close(self._links.all[one], CloseCode.SESSION_GONE, "a late HELLO", now)
         session.theirs = accept.mine
         session.process = accept.process
         session.linger = min(self._settings.linger, accept.linger / 1000)
         session.core.peer_granted(accept.streams, accept.window)
         self._attach(link, session, now)
 
-    def _attach(self, link: _Link, session: SessionState, now: float) -> None:
+    def _attach(self, link: Link, session: SessionState, now: float) -> None:
         first = not session.connected
         session.connected = True
         session.linger_until = None
@@ -614,11 +523,12 @@ class PeerCore:
         link.frames.append(encode(Sync()))
         session.core.repeat_state(windows=False)
         self._actions.append(Attached(link.id, session, first))
-        self._reselect()
-        self._retire_surplus(now)
+        self._links.reselect(self.session)
+        for one in self._links.surplus(session):
+            self._drain(one, now)
         self._release(link, now)
 
-    def _replace(self, link: _Link, why: Ending, now: float) -> None:
+    def _replace(self, link: Link, why: Ending, now: float) -> None:
         """The peer has begun anew: our session is over, the connection's begins."""
         self._end(why, now, close=CloseCode.SESSION_GONE, reason="replaced")
         self.session = self._new_session(chosen=False)
@@ -637,44 +547,38 @@ class PeerCore:
 
     # ---------------------------------------------------------------- losing, retiring, choosing
 
-    def _leave(self, link: _Link, session: SessionState, now: float) -> None:
+    def _leave(self, link: Link, session: SessionState, now: float) -> None:
         """A connection carries the session no longer."""
-        others = any(one.phase is Phase.ATTACHED for one in self._attached_links())
+        others = any(one.phase is Phase.ATTACHED for one in self._links.carrying(self.session))
         session.core.forsake(link.id, wait=not others)
-        self._reselect()
+        self._links.reselect(self.session)
         if others:
             session.core.repeat_state()
         elif session.connected and session.linger_until is None:
             session.linger_until = now + session.linger
             self._actions.append(Lingering(session))
 
-    def _retire_surplus(self, now: float) -> None:
-        if not self._smaller:
-            return
-        for one in surplus(map(self._candidate, self._attached_links())):
-            self._drain(self._links[one], now)
-
-    def _drain(self, link: _Link, now: float) -> None:
+    def _drain(self, link: Link, now: float) -> None:
         if link.phase is Phase.ATTACHED:
             link.phase = Phase.DRAINING
             self._draining = True
             link.deadline = now + DRAIN_TIMEOUT
-            self._reselect()
+            self._links.reselect(self.session)
         self._settle(link, now)
 
-    def _settle(self, link: _Link, now: float) -> None:
+    def _settle(self, link: Link, now: float) -> None:
         """A draining connection on which nothing of ours is under way any more: say so, or close it."""
         if link.phase is not Phase.DRAINING or link.session is None or link.session.core.in_flight(link.id):
             return
         self._drained(link, now)
 
     def _settle_all(self, now: float) -> None:
-        draining = [link for link in self._links.values() if link.phase is Phase.DRAINING]
+        draining = [link for link in self._links.all.values() if link.phase is Phase.DRAINING]
         self._draining = bool(draining)
         for link in draining:
             self._settle(link, now)
 
-    def _drained(self, link: _Link, now: float) -> None:
+    def _drained(self, link: Link, now: float) -> None:
         if link.retired_by_peer:
             self._close(link, CloseCode.RETIRED, "", now)
         elif not link.retire_sent:
@@ -683,42 +587,23 @@ class PeerCore:
             link.deadline = now + DRAIN_TIMEOUT
 
     def _forsake_silent(self) -> None:
-        """With an answering connection at hand, what a silent one carries goes out again."""
-        session = self.session
-        if session is None or self._selected is None or self.is_suspect(self._selected.id):
+        """With an answering connection at hand, what a silent one carries goes out again, credit included."""
+        session, selected = self.session, self._links.selected
+        if session is None or selected is None or selected.suspect or not selected.synced:
             return
-        if self._selected.phase is Phase.ATTACHED and self._selected.synced:
-            for link in self._attached_links():
-                if link.liveness is not None and link.liveness.suspect and session.core.in_flight(link.id):
-                    session.core.forsake(link.id, wait=False)
-                    session.core.repeat_state()
+        for link in self._links.carrying(session):
+            if link.suspect and not link.forsaken:
+                link.forsaken = True
+                session.core.forsake(link.id, wait=False)
+                session.core.repeat_state()
 
-    def _attached_links(self) -> list[_Link]:
-        return [link for link in self._links.values() if link.phase in ACTIVE and link.session is self.session]
+    def _recovered(self, link: Link) -> None:
+        link.forsaken = False
+        self._actions.append(Recovered(link.id))
+        self._links.reselect(self.session)
+        self._forsake_silent()
 
-    def _candidate(self, link: _Link) -> Candidate:
-        return Candidate(
-            link.id,
-            link.kind,
-            link.rank,
-            dialled_by_smaller=link.dialled_by_us == self._smaller,
-            dial=link.dial,
-            suspect=link.liveness is not None and link.liveness.suspect,
-            draining=link.phase is Phase.DRAINING,
-        )
-
-    def _reselect(self) -> None:
-        chosen = select(map(self._candidate, self._attached_links()))
-        session = self.session
-        if chosen is not None:
-            self._selected = self._links[chosen]
-        elif session is not None and session.early and not session.connected:
-            waiting = (one for one in self._links.values() if one.phase is Phase.AWAIT_ACCEPT)
-            self._selected = next(waiting, None)
-        else:
-            self._selected = None
-
-    def _close(self, link: _Link, code: CloseCode, reason: str, now: float) -> None:
+    def _close(self, link: Link, code: CloseCode, reason: str, now: float) -> None:
         """Ask the shell to close it; the loss is dealt with now, so that nothing is sent into it."""
         if link.phase is Phase.CLOSED:
             return
@@ -734,53 +619,55 @@ class PeerCore:
         session = self.session
         assert session is not None  # noqa: S101 - only called with one
         self.session = None
-        self._selected = None
+        self._links.selected = None
+        self._verdicts_due = True
         session.core.close()
         self._actions.append(Ended(session, why, code, reason))
-        for link in tuple(self._links.values()):
+        for link in tuple(self._links.all.values()):
             if link.session is session:
                 self._close(link, close, reason, now)
 
     # ---------------------------------------------------------------- time
 
-    def _ping(self, link: _Link, now: float) -> int:
+    def _ping(self, link: Link, now: float) -> int:
         nonce = self._random()
         link.pings[nonce] = now
         link.frames.append(encode(Ping(nonce)))
         return nonce
 
-    def _ponged(self, link: _Link, pong: Pong, now: float) -> None:
+    def _ponged(self, link: Link, pong: Pong, now: float) -> None:
         sent = link.pings.pop(pong.nonce, None)
         if sent is None:
             return
         self._actions.append(Answered(link.id, pong.nonce, now - sent))
-        for other in tuple(self._links.values()):
-            if other.phase is Phase.CHALLENGED and other.asked_at is not None and sent >= other.asked_at:
+        for other in tuple(self._links.all.values()):
+            if other.phase is Phase.CHALLENGED and other.asked is link.session and sent >= other.asked_at:
                 self._close(other, CloseCode.DUPLICATE_IDENTITY, "another living process has this key", now)
 
-    def _deadline(self, link: _Link, now: float) -> None:
+    def _deadline(self, link: Link, now: float) -> None:
         link.deadline = None
         if link.phase is Phase.AWAIT_HELLO or (link.phase is Phase.CHALLENGED and not link.proven):
             self._close(link, CloseCode.HANDSHAKE_TIMEOUT, "no HELLO, or no answer, in time", now)
-        elif link.phase is Phase.CHALLENGED:
+        elif link.phase is Phase.CHALLENGED and link.asked is self.session is not None:
             self._replace(link, Ending.RESTARTED, now)
+        elif link.phase is Phase.CHALLENGED:
+            self._judge(link, now)
         elif link.phase is Phase.DRAINING:
             if link.retire_sent:
                 self._close(link, CloseCode.RETIRED, "", now)
             else:
                 self._drained(link, now)
 
-    def _check(self, link: _Link, now: float) -> None:
+    def _check(self, link: Link, now: float) -> None:
         assert link.liveness is not None  # noqa: S101 - only called with one
         match link.liveness.check(now):
             case Verdict.SUSPECT:
                 self._ping(link, now)
                 self._actions.append(Suspected(link.id))
-                self._reselect()
+                self._links.reselect(self.session)
                 self._forsake_silent()
             case Verdict.RECOVERED:
-                self._actions.append(Recovered(link.id))
-                self._reselect()
+                self._recovered(link)
             case Verdict.KEEPALIVE:
                 self._ping(link, now)
             case Verdict.DEAD:

@@ -13,17 +13,16 @@ Call `control_to_send` before `data_to_send`; after any `receive_*`, `read` or t
 `take_changed` and `take_opened` tell the shell whom to wake.
 """
 
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
-from overlay.protocol.budget import Budget
+from overlay.protocol.budget import Budget, SessionLimits
 from overlay.protocol.codes import CloseCode, StreamCode
 from overlay.protocol.frames import (
     MINIMUM_STREAMS,
     MINIMUM_WINDOW,
+    VARINT_MAX,
     Fin,
     Gone,
     ProtocolViolation,
@@ -35,10 +34,11 @@ from overlay.protocol.frames import (
     encode,
     opening,
 )
+from overlay.protocol.outgoing import CHUNK, Chunk, Outgoing
 from overlay.protocol.stream import ACK_EVERY, Ending, Priority, StreamCore
 
-CHUNK: Final = 64 * 1024
-"""Bytes per piece: one TLS call of this size is the fastest, and streams take turns after each."""
+__all__ = ["CHUNK", "Chunk", "SessionCore", "SessionFrame", "SessionLimits"]
+
 ACK_DELAY: Final = 0.02
 """Seconds after which received bytes are acknowledged at the latest."""
 GROWTH: Final = 4
@@ -47,31 +47,6 @@ SPARE: Final = 4
 """One part in four of a shared budget is kept from growth, for the minimum of newcomers."""
 
 SessionFrame = Window | Streams | Fin | Reset | Stop | Gone | Sync
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """Bounds of one session, in bytes and streams."""
-
-    streams: int = MINIMUM_STREAMS
-    """How many streams the peer may open at first."""
-    window: int = MINIMUM_WINDOW
-    """How far each stream may be filled at first."""
-    live_streams: int = 1024
-    stream_window: int = 4 * 1024 * 1024
-    stream_send_buffer: int = 1024 * 1024
-    session_send_buffer: int = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a stream to be sent."""
-
-    stream: int
-    offset: int
-    data: bytes | memoryview
-    idle: bool
-    """The stream has no more to send now."""
 
 
 class SessionCore:
@@ -95,11 +70,8 @@ class SessionCore:
         self._opened_remote = 0
         self._live_remote = 0
         self._streams_limit = limits.streams
-        self._send_buffered = 0
-        self._blocked: dict[StreamCore, None] = {}
-        self._full = False
-        self._queues: tuple[deque[StreamCore], deque[StreamCore]] = (deque(), deque())
-        self._in_flight: dict[int, set[StreamCore]] = {}
+        self._kept = 0
+        self._outgoing = Outgoing(limits, self._note_changed)
         self._windows: dict[StreamCore, None] = {}
         self._ends: dict[StreamCore, None] = {}
         self._stops: dict[StreamCore, None] = {}
@@ -121,6 +93,11 @@ class SessionCore:
             and not any(stream.sending.acked for stream in self.streams.values())
         )
 
+    @property
+    def granted(self) -> tuple[int, int]:
+        """What the peer has granted: streams in all, and bytes of each new one."""
+        return self._peer_streams, self._peer_window
+
     # ---------------------------------------------------------------- commands
 
     def open(self, protocol: str, priority: Priority = Priority.BULK) -> StreamCore | None:
@@ -141,57 +118,49 @@ class SessionCore:
         self._next_local += 2
         self._opened_local += 1
         self.streams[stream.id] = stream
-        stream.sending.buffer.append(header)
-        self._send_buffered += len(header)
-        self._activate(stream)
+        self._outgoing.append(stream, header)
         return stream
 
     def write(self, stream: StreamCore, data: bytes | memoryview) -> int:
         """Accept as much of `data` as there is room for; how many bytes that was.
 
         When it was not all, the stream is among `take_changed` as soon as there is room again.
+
+        Raises:
+            ValueError: the half has ended: finished, reset, or stopped by the peer.
         """
-        sending = stream.sending
-        room = min(
-            self.limits.stream_send_buffer - sending.unsent,
-            self.limits.session_send_buffer - self._send_buffered,
-        )
-        size = len(data)
-        if room < size:
-            sending.blocked = True
-            self._blocked[stream] = None
-            if room <= 0:
-                self._full = self._full or sending.unsent < self.limits.stream_send_buffer
-                return 0
-            data = memoryview(data)[:room]
-            size = room
-        if self._send_buffered + size >= self.limits.session_send_buffer:
-            self._full = True
-        sending.buffer.append(data)
-        self._send_buffered += size
-        self._activate(stream)
-        return size
+        if stream.sending.ending is not None or stream.removed:
+            raise ValueError(f"stream {stream.id} has ended")
+        return self._outgoing.write(stream, data)
 
     def finish(self, stream: StreamCore) -> None:
         """FIN behind all that was written. Nothing when the half has ended already."""
-        if stream.sending.ending is None:
+        if stream.sending.ending is None and not stream.removed:
             stream.sending.end(Ending.FIN)
             self._ends[stream] = None
 
     def reset(self, stream: StreamCore, code: int) -> None:
-        """Abandon sending. Nothing when all has been acknowledged or it was reset before."""
+        """Abandon sending. Nothing when all has been acknowledged or it was reset before.
+
+        Raises:
+            ValueError: the code does not fit into 62 bits.
+        """
         sending = stream.sending
+        _check_code(code)
         if sending.ending is Ending.RESET or sending.done or stream.removed:
             return
-        self._send_buffered -= len(sending.buffer)
-        sending.end(Ending.RESET, code)
+        self._outgoing.reset(stream, code)
         self._ends[stream] = None
         self._changed[stream] = None
-        self._wake_writers()
 
     def stop(self, stream: StreamCore, code: int) -> None:
-        """Abandon reading: what is here and what comes is dropped, the peer is asked to RESET."""
+        """Abandon reading: what is here and what comes is dropped, the peer is asked to RESET.
+
+        Raises:
+            ValueError: the code does not fit into 62 bits.
+        """
         receiving = stream.receiving
+        _check_code(code)
         if receiving.stopped is not None or stream.removed:
             return
         receiving.stop(code)
@@ -205,10 +174,10 @@ class SessionCore:
         data = receiving.buffer.read(size)
         if not data or stream.removed:
             return data
-        if receiving.final is None:
-            self._grow(stream)
-        else:
+        if receiving.complete:
             self._remove_if_done(stream)
+        else:
+            self._grow(stream)
         return data
 
     def close(self) -> None:
@@ -218,13 +187,10 @@ class SessionCore:
             self._changed[stream] = None
         self.streams.clear()
         self._budget.release(self._budget.used)
-        self._send_buffered = 0
-        self._in_flight.clear()
-        for pending in (self._windows, self._ends, self._stops, self._unreported, self._blocked):
+        self._outgoing.clear()
+        for pending in (self._windows, self._ends, self._stops, self._unreported):
             pending.clear()
         self._gone.clear()
-        for queue in self._queues:
-            queue.clear()
         self._ack_at = None
         self._streams_pending = False
 
@@ -240,7 +206,7 @@ class SessionCore:
             for stream in self.streams.values():
                 if stream.sending.limit < window:
                     stream.sending.limit = window
-                    self._activate(stream)
+                    self._outgoing.activate(stream)
 
     def receive_stream(self, stream_id: int, offset: int, data: bytes, now: float) -> None:
         """A piece of a stream arrived.
@@ -274,10 +240,12 @@ class SessionCore:
                 return
             case Sync():
                 return
+        if isinstance(frame, Gone):
+            self._receive_gone(frame.stream)
+            return
         stream = self._find(frame.stream)
         if stream is None:
-            if not isinstance(frame, Gone):
-                self._gone[frame.stream] = None
+            self._gone[frame.stream] = None
             return
         match frame:
             case Window():
@@ -297,8 +265,6 @@ class SessionCore:
                     stream.sending.stopped = frame.code
                     self._changed[stream] = None
                 self.reset(stream, frame.code)
-            case Gone():
-                self._receive_gone(stream)
 
     def repeat_state(self, *, windows: bool = True) -> None:
         """Mark everything that is not acknowledged to be sent again: credit and acknowledgements, ends."""
@@ -319,20 +285,16 @@ class SessionCore:
             carrier: the connection that is lost or silent.
             wait: hold these bytes back until `resume`: the peer is about to tell what it has.
         """
-        for stream in self._in_flight.pop(carrier, ()):
-            stream.carriers.discard(carrier)
-            stream.sending.rewind()
-            stream.sending.waiting = wait
+        for stream in self._outgoing.forsake(carrier, wait=wait):
             if stream.sending.final is not None and not stream.sending.done:
                 self._ends[stream] = None
-            self._activate(stream)
 
     def resume(self) -> None:
         """The peer has told what it has: send what was held back."""
         for stream in self.streams.values():
             if stream.sending.waiting:
                 stream.sending.waiting = False
-                self._activate(stream)
+                self._outgoing.activate(stream)
 
     def acknowledged_offsets(self) -> dict[int, int]:
         """For each stream what the peer has acknowledged: it must never say less on a connection made later."""
@@ -353,7 +315,7 @@ class SessionCore:
 
     def in_flight(self, carrier: int) -> bool:
         """Whether something sent over `carrier` is not acknowledged."""
-        return bool(self._in_flight.get(carrier))
+        return self._outgoing.in_flight(carrier)
 
     @property
     def has_control(self) -> bool:
@@ -363,7 +325,7 @@ class SessionCore:
     @property
     def has_data(self) -> bool:
         """Whether `data_to_send` may have something."""
-        return bool(self._queues[0] or self._queues[1])
+        return self._outgoing.has_data
 
     def control_to_send(self, carrier: int) -> list[bytes]:
         """All frames that are due, encoded."""
@@ -381,9 +343,9 @@ class SessionCore:
             )
             self._stops.clear()
         if self._ends:
-            for stream in self._ends:
-                if not (stream.removed or stream.sending.done):
-                    frames.append(self._end_frame(stream, carrier))
+            frames.extend(
+                self._end_frame(stream, carrier) for stream in self._ends if not (stream.removed or stream.sending.done)
+            )
             self._ends.clear()
         return frames
 
@@ -393,28 +355,7 @@ class SessionCore:
 
     def data_to_send(self, carrier: int, size: int) -> Chunk | None:
         """The next piece, at most `size` bytes; None when there is nothing to send now."""
-        for queue in self._queues:
-            while queue:
-                stream = queue.popleft()
-                sending = stream.sending
-                available = sending.available
-                if available <= 0 or stream.removed:
-                    sending.queued = False
-                    continue
-                data = sending.buffer.peek(sending.sent, min(available, size, CHUNK))
-                offset = sending.sent
-                sending.sent += len(data)
-                sending.highest = max(sending.highest, sending.sent)
-                self._note_in_flight(stream, carrier)
-                idle = len(data) >= available
-                if idle:
-                    sending.queued = False
-                else:
-                    queue.append(stream)
-                if sending.blocked:
-                    self._wake_writer(stream)
-                return Chunk(stream.id, offset, data, idle)
-        return None
+        return self._outgoing.take(carrier, size)
 
     def take_changed(self) -> Iterable[StreamCore]:
         """Streams that can be read, written, or have ended, since the last call."""
@@ -428,12 +369,15 @@ class SessionCore:
 
     # ---------------------------------------------------------------- private
 
+    def _note_changed(self, stream: StreamCore) -> None:
+        self._changed[stream] = None
+
     def _find(self, stream_id: int) -> StreamCore | None:
         """The stream of that id, opened now if it is the peer's next; None when it is closed."""
         stream = self.streams.get(stream_id)
         if stream is not None:
             return stream
-        if (stream_id ^ self._next_local) & 1 == 0:
+        if self._is_local(stream_id):
             if stream_id >= self._next_local:
                 raise ProtocolViolation(CloseCode.STREAM_ID_ERROR, f"stream {stream_id} was never opened")
             return None
@@ -452,16 +396,22 @@ class SessionCore:
         self._grant_streams()
         return stream
 
+    def _is_local(self, stream_id: int) -> bool:
+        return (stream_id ^ self._next_local) & 1 == 0
+
     def _grant_streams(self) -> None:
         """Keep some credit for new streams ahead of the peer, as long as there is memory and it closes old ones."""
         ahead = self._streams_limit - self._opened_remote
         room = min(self.limits.live_streams - self._live_remote, self.limits.streams) - ahead
         if room < max(1, self.limits.streams // 2):
             return
-        while room > 0 and not self._budget.reserve(room * self.limits.window, spare=SPARE):
-            room //= 2
-        if room > 0:
-            self._streams_limit += room
+        kept = min(room, self._kept)
+        growth = room - kept
+        while growth and not self._budget.reserve(growth * self.limits.window, spare=SPARE):
+            growth //= 2
+        if kept + growth:
+            self._kept -= kept
+            self._streams_limit += kept + growth
             self._streams_pending = True
 
     def _received(self, stream: StreamCore, now: float) -> None:
@@ -469,6 +419,8 @@ class SessionCore:
         receiving = stream.receiving
         if stream.protocol is None and not stream.local:
             self._read_opening(stream)
+            if stream.removed:
+                return
         if receiving.complete or receiving.unreported >= ACK_EVERY or 2 * receiving.unreported > receiving.window:
             self._windows[stream] = None
         else:
@@ -503,68 +455,32 @@ class SessionCore:
 
     def _receive_window(self, stream: StreamCore, frame: Window) -> None:
         sending = stream.sending
-        before = sending.buffer.start
-        if sending.acknowledged(frame.received):
-            self._send_buffered -= sending.buffer.start - before
-            if not sending.in_flight:
-                self._landed(stream)
-            self._wake_writers()
+        if self._outgoing.acknowledged(stream, frame.received):
             self._changed[stream] = None
             self._remove_if_done(stream)
         sending.limit = max(sending.limit, frame.limit)
-        self._activate(stream)
+        self._outgoing.activate(stream)
 
-    def _receive_gone(self, stream: StreamCore) -> None:
+    def _receive_gone(self, stream_id: int) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id >= (self._next_local if self._is_local(stream_id) else self._next_remote):
+                raise ProtocolViolation(CloseCode.STREAM_ID_ERROR, f"stream {stream_id} was never opened")
+            return
         sending = stream.sending
-        if sending.final is None or not stream.receiving.complete:
+        if sending.final is None or not sending.promised or not stream.receiving.complete:
             raise ProtocolViolation(CloseCode.STATE_ERROR, f"GONE for stream {stream.id}, which is open")
-        self._send_buffered -= len(sending.buffer)
-        sending.buffer.discard()
-        sending.sent = sending.buffer.end
-        sending.acked = sending.final + 1
-        self._landed(stream)
-        self._changed[stream] = None
-        self._remove_if_done(stream)
-
-    def _activate(self, stream: StreamCore) -> None:
-        sending = stream.sending
-        if not sending.queued and sending.available > 0:
-            sending.queued = True
-            self._queues[stream.priority].append(stream)
-
-    def _wake_writer(self, stream: StreamCore) -> None:
-        """Wake a writer for which there is room again: half a buffer, so that each wake-up is worth it."""
-        if self._send_buffered > self.limits.session_send_buffer * 3 // 4:
-            self._full = True
-        elif stream.sending.unsent <= self.limits.stream_send_buffer // 2:
-            stream.sending.blocked = False
-            self._blocked.pop(stream, None)
+        if sending.ending is Ending.FIN and sending.highest < sending.final:
+            raise ProtocolViolation(CloseCode.STATE_ERROR, f"GONE for stream {stream.id}, which is not all sent")
+        if self._outgoing.acknowledged(stream, sending.final + 1):
             self._changed[stream] = None
-
-    def _wake_writers(self) -> None:
-        """The same for all, after the session as a whole was full."""
-        if self._full and self._send_buffered <= self.limits.session_send_buffer * 3 // 4:
-            self._full = False
-            for stream in tuple(self._blocked):
-                self._wake_writer(stream)
-
-    def _note_in_flight(self, stream: StreamCore, carrier: int) -> None:
-        if carrier not in stream.carriers:
-            stream.carriers.add(carrier)
-            self._in_flight.setdefault(carrier, set()).add(stream)
-
-    def _landed(self, stream: StreamCore) -> None:
-        """Nothing of the stream is under way any more."""
-        for carrier in stream.carriers:
-            self._in_flight[carrier].discard(stream)
-        stream.carriers.clear()
+            self._remove_if_done(stream)
 
     def _end_frame(self, stream: StreamCore, carrier: int) -> bytes:
         sending = stream.sending
         assert sending.final is not None  # noqa: S101 - it is in the table of ends
-        sending.end_sent = True
         sending.promised = True
-        self._note_in_flight(stream, carrier)
+        self._outgoing.note(stream, carrier, sending.final + 1)
         if sending.ending is Ending.RESET:
             return encode(Reset(stream.id, sending.final, sending.code))
         return encode(Fin(stream.id, sending.final))
@@ -598,13 +514,25 @@ class SessionCore:
             return
         stream.removed = True
         del self.streams[stream.id]
-        self._landed(stream)
+        self._outgoing.forget(stream)
         self._gone[stream.id] = None
-        for pending in (self._windows, self._ends, self._stops, self._unreported, self._blocked):
+        for pending in (self._windows, self._ends, self._stops, self._unreported):
             pending.pop(stream, None)
         self.may_open = True
-        self._budget.release(stream.receiving.window)
+        window = stream.receiving.window
         if not stream.local:
             self._live_remote -= 1
+            ahead = self._streams_limit - self._opened_remote
+            if self._live_remote + ahead + self._kept < self.limits.streams:
+                # What was reserved at the start stays ours: other sessions must not starve this one.
+                self._kept += 1
+                window -= self.limits.window
+        self._budget.release(window)
+        if not stream.local:
             self._grant_streams()
         self._changed[stream] = None
+
+
+def _check_code(code: int) -> None:
+    if not 0 <= code <= VARINT_MAX:
+        raise ValueError(f"a stream's code is from 0 to 2**62 - 1, not {code}")

@@ -17,7 +17,6 @@ This is the only file that touches private names of aioquic (1.7); each place sa
 import asyncio
 import errno
 import logging
-import socket
 import ssl
 from collections.abc import Sequence
 from typing import ClassVar, Final
@@ -66,7 +65,7 @@ from overlay.transports.quic_handshakes import (
     version_negotiation,
 )
 from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
-from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket
+from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket, socket_address
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +170,6 @@ class Engine(QuicConnection):
         # aioquic hard-codes 128; we use no bidirectional streams, so a peer gets none to fill.
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
 
-    # What the connection asks.
-
     @property
     def is_closing(self) -> bool:
         """Whether anything has ended it: us, the peer, silence, an error."""
@@ -219,7 +216,7 @@ class Engine(QuicConnection):
         return self._host_cid_seq
 
     def connection_ids(self) -> list[bytes]:
-        """Our connection ids, under which datagrams for this connection arrive."""
+        """Under which datagrams for this connection arrive."""
         return [connection_id.cid for connection_id in self._host_cids]
 
     def room(self) -> int:
@@ -255,11 +252,14 @@ class Engine(QuicConnection):
         if self._state is QuicConnectionState.TERMINATED:
             return CloseReason(ClosedBy.NETWORK, CloseCode.SILENT, event.reason_phrase)
         by = ClosedBy.PEER if self._state is QuicConnectionState.DRAINING else ClosedBy.US
-        code = event.error_code
+        code, reason = event.error_code, event.reason_phrase
         if event.frame_type is not None:
-            is_tls = QuicErrorCode.CRYPTO_ERROR <= code < QuicErrorCode.CRYPTO_ERROR + 0x100
+            alert = code - QuicErrorCode.CRYPTO_ERROR
+            if alert in set(tls.AlertDescription):
+                reason = reason or tls.AlertDescription(alert).name.replace("_", " ")
+            is_tls = 0 <= alert < 0x100
             code = CloseCode.UNAUTHENTICATED if is_tls else CLOSE_CODES.get(code, CloseCode.STATE_ERROR)
-        return CloseReason(by, code, event.reason_phrase)
+        return CloseReason(by, code, reason)
 
     def open_run(self) -> int:
         """The id of the next unidirectional stream; the first one is always the control stream."""
@@ -281,8 +281,6 @@ class Engine(QuicConnection):
     def _open_control(self) -> None:
         if self.get_next_available_stream_id(is_unidirectional=True) == self._control_out:
             self.send_stream_data(self._control_out, b"")
-
-    # What aioquic does otherwise.
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         """Feed a datagram, unless it is over: aioquic would process what follows a fatal alert."""
@@ -489,7 +487,7 @@ class QuicTransport(Transport):
         """
         if peer_id == self._identity.peer_id:
             raise SelfDial("that is our own key")
-        remote = _socket_address(address)
+        remote = socket_address(address)
         refused = OSError(errno.EAFNOSUPPORT, f"no UDP socket of the family of {address}")
         for udp in self._sockets:
             if udp.family != address.family or udp.is_closed:
@@ -597,11 +595,3 @@ class QuicTransport(Transport):
         arrival.arm(driver, self._config.handshake_timeout)
         self._drivers.add(driver)
         return driver
-
-
-def _socket_address(address: Address) -> SocketAddress:
-    """As the kernel will print it when an answer comes: aioquic compares the two."""
-    sockaddr = address.sockaddr()
-    family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
-    host = socket.inet_ntop(family, socket.inet_pton(family, sockaddr[0].partition("%")[0]))
-    return (host, *sockaddr[1:])

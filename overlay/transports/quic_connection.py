@@ -390,8 +390,8 @@ class Driver:
             self.refused = self._udp.send((data,), address, self._local)
 
     def _repeat_goodbye(self) -> None:
-        # RFC 9000 section 10.2.1: an endpoint in the closing state answers progressively fewer packets. The first
-        # eight are each answered by a powers-of-two rule, which no peer can turn into an amplifier.
+        # RFC 9000 section 10.2.1: whoever is closing answers progressively fewer packets: here the first, second,
+        # fourth, eighth and so on.
         self._late += 1
         if self._late & (self._late - 1) == 0:
             self._udp.send(self._goodbye, self.remote, self._local)

@@ -267,3 +267,15 @@ class UdpSocket:
             self._locals[data] = local
             return local
         return None
+
+
+def socket_address(address: Address) -> SocketAddress:
+    """Where to send to, in the very form in which the kernel will name the sender of an answer: aioquic compares.
+
+    Raises:
+        AddressError: the host is a name.
+        OSError: no interface has the zone's name.
+    """
+    host, *rest = address.sockaddr()
+    family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
+    return (socket.inet_ntop(family, socket.inet_pton(family, str(host))), *rest)

@@ -1,0 +1,339 @@
+"""What our transports give on this machine, beside what one would use without them.
+
+Each figure is between two processes on loopback, over new connections, with every byte checked (`workloads.py` says how).
+Ours and the rival take turns, so that a machine that changes its speed changes it for both; a figure is the median.
+
+    python benchmarks/transports.py [--quick] [--json] [--check] [--repeat N] [--loop asyncio|uvloop]
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, Literal
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from subjects import subject, write_keys
+
+HERE: Final = Path(__file__).parent
+DELAY: Final = 0.05
+"""Seconds each way through the relay."""
+ROUND_TRIP: Final = 2 * DELAY * 1e3
+"""The same in ms, there and back."""
+RIVALS: Final = {"quic": "aioquic", "tcp": "tls"}
+TITLES: Final = {"aioquic": "plain aioquic", "tls": "plain asyncio TLS"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much work each measurement is."""
+
+    repeat: int
+    goodput: dict[str, int]
+    """Bytes, by transport: about a second each."""
+    connect: int
+    echo: int
+    messages: dict[str, int]
+    sessions: int
+
+
+FULL: Final = Sizes(
+    repeat=5,
+    goodput={"quic": 32 * 2**20, "tcp": 512 * 2**20},
+    connect=50,
+    echo=2000,
+    messages={"quic": 20_000, "tcp": 200_000},
+    sessions=1000,
+)
+QUICK: Final = Sizes(
+    repeat=3,
+    goodput={"quic": 8 * 2**20, "tcp": 64 * 2**20},
+    connect=10,
+    echo=300,
+    messages={"quic": 5_000, "tcp": 20_000},
+    sessions=100,
+)
+TINY: Final = Sizes(
+    repeat=1,
+    goodput={"quic": 2**18, "tcp": 2**20},
+    connect=1,
+    echo=5,
+    messages={"quic": 100, "tcp": 100},
+    sessions=5,
+)
+"""For the test that all this works: its figures say nothing."""
+SIZES: Final = {"full": FULL, "quick": QUICK, "tiny": TINY}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result."""
+
+    name: str
+    transport: str
+    unit: str
+    better: Literal["more", "less"]
+    ours: list[float]
+    rival: str | None
+    theirs: list[float]
+    required: str | None
+    met: bool | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours to the rival's, both medians."""
+        return median(self.ours) / median(self.theirs) if self.theirs else None
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "name": self.name,
+            "transport": self.transport,
+            "unit": self.unit,
+            "better": self.better,
+            "ours": {"median": median(self.ours), "runs": self.ours},
+            "rival": {"name": self.rival, "median": median(self.theirs), "runs": self.theirs} if self.theirs else None,
+            "ratio": self.ratio,
+            "required": self.required,
+            "met": self.met,
+        }
+
+
+class Worker:
+    """A process that measures; see `worker.py`."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def ask(self, **command: Any) -> Any:
+        """Let it carry out a command; what it answers.
+
+        Raises:
+            RuntimeError: it has ended, and said why on the standard error.
+        """
+        if self._process.stdin is None:
+            raise RuntimeError("a worker is told what to do through a pipe")
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Any:
+        """What it says next."""
+        line = "" if self._process.stdout is None else self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(map(str, self._process.args[2:4]))}: the measurement failed")  # type: ignore[index]
+        return json.loads(line)
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[Worker]:
+    """Run one of our scripts; it ends with its standard input, or is made to."""
+    root = str(HERE.parent)
+    known = os.environ.get("PYTHONPATH")
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
+    command = [sys.executable, str(HERE / arguments[0]), *arguments[1:]]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        try:
+            yield Worker(running)
+            if running.stdin is not None:
+                running.stdin.close()
+            running.wait(30)
+        finally:
+            running.kill()
+
+
+class Pair:
+    """A server's and a dialler's process of one subject."""
+
+    def __init__(self, resources: ExitStack, name: str, keys: Path, loop: str) -> None:
+        self.name = name
+        self.server = resources.enter_context(process("worker.py", "serve", name, str(keys), loop))
+        self.dialler = resources.enter_context(process("worker.py", "dial", name, str(keys), loop))
+        self.address: str = self.server.answer()
+
+    def measure(self, do: str, **options: Any) -> float:
+        """Let the dialler measure something."""
+        return float(self.dialler.ask(do=do, **({"address": self.address} | options)))
+
+
+class Bench:
+    """All measurements.
+
+    Args:
+        sizes: how much.
+        loop: `asyncio` or `uvloop`.
+        keys: folder with the rivals' key.
+        advance: called after each measurement.
+    """
+
+    def __init__(self, sizes: Sizes, loop: str, keys: Path, advance: Callable[[str], None]) -> None:
+        self._sizes = sizes
+        self._loop = loop
+        self._keys = keys
+        self._advance = advance
+
+    def rows(self, transports: list[str]) -> list[Row]:
+        """Measure everything."""
+        found: list[Row] = []
+        for transport in transports:
+            with ExitStack() as resources:
+                pairs = [Pair(resources, name, self._keys, self._loop) for name in (transport, RIVALS[transport])]
+                found += self._streams(transport, pairs)
+                if transport == "quic":
+                    found += self._through_relay(resources, pairs)
+            found.append(self._idle(transport))
+        return found
+
+    def _streams(self, transport: str, pairs: list[Pair]) -> list[Row]:
+        sizes = self._sizes
+        least = {"quic": 1.3, "tcp": 0.8}[transport]
+        return [
+            self._row("goodput", transport, "MB/s", pairs, count=sizes.goodput[transport], least=least),
+            self._row("connect", transport, "ms", pairs, count=sizes.connect),
+            self._row("echo", transport, "us", pairs, count=sizes.echo),
+            self._row("messages", transport, "1/s", pairs, count=sizes.messages[transport]),
+        ]
+
+    def _row(
+        self, name: str, transport: str, unit: str, pairs: list[Pair], *, count: int, least: float | None = None
+    ) -> Row:
+        figures: tuple[list[float], list[float]] = ([], [])
+        for _ in range(self._sizes.repeat):
+            for pair, runs in zip(pairs, figures, strict=True):
+                runs.append(pair.measure(name, count=count))
+                self._advance(f"{name} {pair.name}")
+        ours, theirs = figures
+        better: Literal["more", "less"] = "more" if unit.endswith("/s") else "less"
+        required, met = None, None
+        if least is not None:
+            required, met = f">= {least} x {TITLES[pairs[1].name]}", median(ours) >= least * median(theirs)
+        return Row(name, transport, unit, better, ours, TITLES[pairs[1].name], theirs, required, met)
+
+    def _through_relay(self, resources: ExitStack, pairs: list[Pair]) -> list[Row]:
+        """Dial and first echo over a long link: what counts there is the number of round trips."""
+        runs: dict[str, list[float]] = {"early": [], "late": [], "rival": []}
+        for pair in pairs:
+            where = subject(pair.name, self._keys)
+            relay = resources.enter_context(process("relay.py", str(where.port(pair.address)), str(DELAY)))
+            address = where.through(pair.address, relay.answer())
+            for _ in range(self._sizes.repeat):
+                kinds = {"early": True, "late": False} if pair is pairs[0] else {"rival": True}
+                for kind, early in kinds.items():
+                    runs[kind].append(pair.measure("first_echo", address=address, early=early) / ROUND_TRIP)
+                    self._advance(f"first echo {pair.name}")
+        rival = TITLES[pairs[1].name]
+        met = median(runs["early"]) < 2.5
+        return [
+            Row("first echo, early", "quic", "RTT", "less", runs["early"], rival, runs["rival"], "< 2.5 RTT", met),
+            Row("first echo", "quic", "RTT", "less", runs["late"], rival, runs["rival"], None, None),
+        ]
+
+    def _idle(self, transport: str) -> Row:
+        """What an idle session costs the process that accepted it."""
+        count = self._sizes.sessions
+        figures: list[float] = []
+        for name in (transport, RIVALS[transport]):
+            with ExitStack() as resources:
+                pair = Pair(resources, name, self._keys, self._loop)
+                pair.measure("echo", count=1)
+                before = pair.server.ask(do="memory")
+                pair.measure("hold", count=count)
+                figures.append((pair.server.ask(do="memory") - before) / count / 1024)
+                if pair.dialler.ask(do="release") != count:
+                    raise RuntimeError(f"{name}: not all idle sessions answered")
+                self._advance(f"{count} idle sessions {name}")
+        rival = TITLES[RIVALS[transport]]
+        return Row(f"idle session, 1 of {count}", transport, "KiB", "less", [figures[0]], rival, [figures[1]], None, None)
+
+    def steps(self, transports: list[str]) -> int:
+        """How often `advance` will be called."""
+        each = self._sizes.repeat * 8 + 2
+        return len(transports) * each + ("quic" in transports) * self._sizes.repeat * 3
+
+
+def table(rows: list[Row], loop: str) -> Table:
+    """The result for people."""
+    result = Table(title=f"two processes, loopback, Python {platform.python_version()}, {loop}")
+    for heading in ("", "over", "unit"):
+        result.add_column(heading)
+    for heading in ("overlay", "rival", "ratio"):
+        result.add_column(heading, justify="right")
+    for heading in ("better", "rival is", "required"):
+        result.add_column(heading)
+    for row in rows:
+        verdict = "" if row.met is None else f" {'yes' if row.met else 'NO'}"
+        result.add_row(
+            row.name,
+            row.transport,
+            row.unit,
+            f"{median(row.ours):,.1f}",
+            f"{median(row.theirs):,.1f}" if row.theirs else "",
+            f"{row.ratio:.2f}" if row.ratio is not None else "",
+            row.better,
+            row.rival or "",
+            f"{row.required or ''}{verdict}",
+        )
+    return result
+
+
+def main() -> int:
+    arguments = _arguments()
+    loop: str = arguments.loop
+    sizes = SIZES[arguments.size]
+    if arguments.repeat:
+        sizes = Sizes(**{name: getattr(sizes, name) for name in Sizes.__slots__} | {"repeat": arguments.repeat})
+    errors = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder, Progress(console=errors, disable=not errors.is_terminal) as progress:
+        write_keys(Path(folder))
+        task = progress.add_task("starting", total=None)
+
+        def advance(name: str) -> None:
+            progress.update(task, advance=1, description=name)
+
+        bench = Bench(sizes, loop, Path(folder), advance)
+        progress.update(task, total=bench.steps(arguments.transport))
+        rows = bench.rows(arguments.transport)
+    if arguments.json:
+        document = {
+            "loop": loop,
+            "python": platform.python_version(),
+            "size": arguments.size,
+            "repeat": sizes.repeat,
+            "rows": [row.document() for row in rows],
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        Console().print(table(rows, loop))
+    return 1 if arguments.check and any(row.met is False for row in rows) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    loops = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--loop", choices=loops, default=loops[-1], help="for ours and the rivals alike")
+    parser.add_argument("--transport", choices=list(RIVALS), action="append", help="only this one; default: all")
+    parser.add_argument("--size", choices=list(SIZES), default="full", help="how much work")
+    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
+    parser.add_argument("--repeat", type=int, metavar="N", help="runs of each measurement")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a required figure is not reached")
+    arguments = parser.parse_args()
+    arguments.transport = arguments.transport or list(RIVALS)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,642 @@
+"""For authors of a transport, and for tests of programs that use this library: a conformance suite, and fakes.
+
+A transport is done when it passes `Conformance`, on asyncio and on uvloop. The suite is a class of coroutine methods
+without a constructor, which pytest (with pytest-asyncio) collects from a subclass; nothing here needs pytest:
+
+    class TestTcp(Conformance):
+        transport = "tcp"
+
+Each method makes its own two endpoints in this process, speaks from one to the other over nothing but that transport,
+and looks at what is left. What a user sees is asserted through the public names; what must not leak is counted inside.
+
+The fakes: `Recorder` stands in for a session behind a connection, `Weather` for a network that loses what it carries.
+"""
+
+# ruff: noqa: SLF001 - what must not leak is counted where users do not look
+
+import asyncio
+import hashlib
+import os
+import tracemalloc
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, TypeVar
+
+from overlay.addresses import Address, Ticket
+from overlay.config import Config, Limits
+from overlay.endpoint import Endpoint
+from overlay.errors import (
+    BusyError,
+    DatagramTooLarge,
+    SessionClosed,
+    StreamClosed,
+    StreamError,
+    StreamReset,
+    StreamStopped,
+    StreamTruncated,
+    UnknownProtocol,
+)
+from overlay.identity import Identity, PeerId
+from overlay.protocol.codes import CloseCode, StreamCode
+from overlay.protocol.frames import Control
+from overlay.protocol.stream import Priority
+from overlay.session import Session
+from overlay.streams import READ_ALL_LIMIT, Stream
+from overlay.transports.base import ClosedBy, CloseReason, Connection
+
+PATIENCE: Final = 20.0
+"""Seconds that `until` waits: far beyond what anything here takes, as a shared machine may stand still."""
+POLL: Final = 0.002
+LOOPBACK: Final = ("127.0.0.1:0",)
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+
+Result = TypeVar("Result")
+
+
+# ---------------------------------------------------------------- helpers and fakes
+
+
+async def until(condition: Callable[[], object], *, seconds: float = PATIENCE) -> None:
+    """Wait until `condition()` is true; it is asked every few milliseconds.
+
+    Raises:
+        TimeoutError: it was not within `seconds`.
+    """
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(POLL)
+
+
+async def interrupted(work: Coroutine[Any, Any, Result], turns: int) -> Result | None:
+    """Run `work`, but cancel it after so many turns of the loop; None when the cancel came first."""
+    task = asyncio.ensure_future(work)
+    for _ in range(turns):
+        if task.done():
+            break
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    return None if task.cancelled() else task.result()
+
+
+@asynccontextmanager
+async def raises(kind: type[Exception]) -> AsyncIterator[list[Exception]]:
+    """The body has to raise `kind`; the error is appended to the list that it is given."""
+    caught: list[Exception] = []
+    try:
+        yield caught
+    except kind as error:
+        caught.append(error)
+    else:
+        raise AssertionError(f"{kind.__name__} was not raised")
+
+
+def ticket(endpoint: Endpoint, transport: str | None = None) -> Ticket:
+    """Where an endpoint of this process can be reached, loopback included; over one transport only if it is named."""
+    addresses = endpoint.addresses
+    if transport not in {None, "memory"}:
+        addresses = tuple(address.with_transport(transport) for address in addresses)
+    return Ticket(endpoint.peer_id, addresses)
+
+
+def connections(endpoint: Endpoint, peer_id: PeerId) -> list[Connection]:
+    """The connections that an endpoint has with a peer at this moment, whatever state they are in."""
+    peer = endpoint._peers.get(peer_id)
+    return [] if peer is None else list(peer.connections.values())
+
+
+def containers(root: object) -> int:
+    """How many entries all tables hold that can be reached from `root`, a connection, without entering its handler.
+
+    Strings and bytes do not count. Two counts, before and after the same work, tell whether something leaks.
+    """
+    seen: set[int] = {id(getattr(root, "handler", None))}
+    pending: deque[object] = deque([root])
+    entries = 0
+    while pending:
+        one = pending.popleft()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict):
+            entries += len(one)
+            pending.extend(one.values())
+        elif isinstance(one, list | set | deque | tuple | frozenset):
+            entries += len(one)
+            pending.extend(one)
+        elif type(one).__module__.partition(".")[0] in {"overlay", "aioquic"}:
+            slots = [name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())]
+            pending.extend(getattr(one, name, None) for name in (*vars(one), *slots)) if hasattr(
+                one, "__dict__"
+            ) else pending.extend(getattr(one, name, None) for name in slots)
+    return entries
+
+
+class Recorder:
+    """Stands in for a session behind a connection: keeps what it is told, and says nothing by itself.
+
+    Attributes:
+        frames, stream_pieces, datagrams: what arrived, in order; pieces as (stream, offset, data).
+        reason: why the connection ended; None while it lives.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[Control] = []
+        self.stream_pieces: list[tuple[int, int, bytes]] = []
+        self.datagrams: list[bytes] = []
+        self.reason: CloseReason | None = None
+
+    def frame_received(self, connection: Connection, frame: Control) -> None:  # noqa: ARG002 - the protocol's
+        """See `ConnectionHandler`."""
+        self.frames.append(frame)
+
+    def stream_received(self, connection: Connection, stream: int, offset: int, data: bytes) -> None:  # noqa: ARG002
+        """See `ConnectionHandler`."""
+        self.stream_pieces.append((stream, offset, data))
+
+    def datagram_received(self, connection: Connection, data: bytes) -> None:  # noqa: ARG002
+        """See `ConnectionHandler`."""
+        self.datagrams.append(data)
+
+    def writable(self, connection: Connection) -> None:
+        """See `ConnectionHandler`."""
+
+    def closed(self, connection: Connection, reason: CloseReason) -> None:  # noqa: ARG002
+        """See `ConnectionHandler`."""
+        assert self.reason is None, "a connection ends once"
+        self.reason = reason
+
+
+class Weather:
+    """What the network does to the UDP of some endpoints of this process: nothing, or it drops all of it."""
+
+    def __init__(self, *endpoints: Endpoint) -> None:
+        self.udp_blocked = False
+        for endpoint in endpoints:
+            for udp in endpoint._udp:
+                udp.drop = lambda: self.udp_blocked
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two endpoints of this process with a session between them."""
+
+    dialler: Endpoint
+    acceptor: Endpoint
+    session: Session
+    """The dialler's."""
+    theirs: Session
+    """The acceptor's."""
+
+    @property
+    def connections(self) -> tuple[Connection, Connection]:
+        """Both ends of their only connection."""
+        [ours] = connections(self.dialler, self.acceptor.peer_id)
+        [theirs] = connections(self.acceptor, self.dialler.peer_id)
+        return ours, theirs
+
+    @asynccontextmanager
+    async def streams(self, *, priority: Priority = Priority.BULK) -> AsyncIterator[tuple[Stream, Stream]]:
+        """Open a stream; both its ends. The acceptor's handler returns when the block is left."""
+        arrived: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+        left = asyncio.Event()
+
+        async def hold(stream: Stream) -> None:
+            arrived.set_result(stream)
+            await left.wait()
+
+        name = f"hold/{id(left)}"
+        self.acceptor.handle(name, hold)
+        try:
+            ours = await self.session.open_stream(name, priority=priority)
+            yield ours, await arrived
+        finally:
+            left.set()
+
+
+@asynccontextmanager
+async def pair(*transports: str, **settings: Any) -> AsyncIterator[Pair]:
+    """Two connected endpoints on loopback; `settings` are those of `Config`. `echo/1` and `sink/1` are served."""
+    settings.setdefault("listen", LOOPBACK)
+    config = Config(transports=transports, **settings)
+    async with (
+        Endpoint(Identity.generate(), config) as acceptor,
+        Endpoint(Identity.generate(), config) as dialler,
+    ):
+        acceptor.handle("echo/1", echo)
+        acceptor.handle("sink/1", sink)
+        session = await dialler.connect(ticket(acceptor))
+        await until(lambda: dialler.peer_id in acceptor.sessions)
+        yield Pair(dialler, acceptor, session, acceptor.sessions[dialler.peer_id])
+
+
+async def echo(stream: Stream) -> None:
+    """A handler that sends back what it gets."""
+    async for chunk in stream:
+        await stream.write(chunk)
+
+
+async def sink(stream: Stream) -> None:
+    """A handler that reads to the end and answers with the SHA-256 of what it got."""
+    digest = hashlib.sha256()
+    async for chunk in stream:
+        digest.update(chunk)
+    await stream.write(digest.digest())
+
+
+async def exchange(session: Session, data: bytes, protocol: str = "echo/1") -> bytes:
+    """Send `data` on a stream of its own and return the answer; both ways at the same time."""
+    async with await session.open_stream(protocol) as stream:
+
+        async def send() -> None:
+            await stream.write(data)
+            await stream.write_eof()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(send())
+            answer = group.create_task(_read_to_end(stream))
+        return answer.result()
+
+
+async def _read_to_end(stream: Stream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+async def _together(work: list[Awaitable[Result]]) -> list[Result]:
+    """Like gather, but a failure cancels the others."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_coroutine(one)) for one in work]
+    return [task.result() for task in tasks]
+
+
+async def _coroutine(work: Awaitable[Result]) -> Result:
+    return await work
+
+
+# ---------------------------------------------------------------- the suite
+
+
+class Conformance:
+    """What a session promises, over one transport alone. Subclass it and name the transport."""
+
+    transport: ClassVar[str]
+    """Its name in `Config.transports`."""
+
+    def stalled_handshake(self, address: Address) -> AbstractContextManager[object]:
+        """Begin a handshake with `address` and never go on, as long as the context lasts.
+
+        To be overridden; a transport without handshakes leaves it.
+        """
+        del address
+        return nullcontext()
+
+    async def test_many_streams_at_once_each_arrive_in_order(self) -> None:
+        """Ordered delivery, and no stream gets what is another's."""
+        async with pair(self.transport) as it:
+            sent = [os.urandom(1 + 3001 * number) for number in range(50)]
+            assert await _together([exchange(it.session, data) for data in sent]) == sent
+
+    async def test_both_sides_open_streams(self) -> None:
+        """Who has dialled does not matter."""
+        async with pair(self.transport) as it:
+            it.dialler.handle("echo/1", echo)
+            assert await exchange(it.theirs, b"from the acceptor") == b"from the acceptor"
+            assert await exchange(it.session, b"from the dialler") == b"from the dialler"
+
+    async def test_either_direction_can_be_closed_first(self) -> None:
+        """Half-close: the other half goes on."""
+        async with pair(self.transport) as it:
+            for opener_first in (True, False):
+                async with it.streams() as (ours, theirs):
+                    first, second = (ours, theirs) if opener_first else (theirs, ours)
+                    await first.write(b"question")
+                    await first.write_eof()
+                    assert await second.read() == b"question"
+                    await second.write(b"answer")
+                    assert await first.readexactly(6) == b"answer"
+                    await second.write_eof()
+                    assert await first.read() == b""
+
+    async def test_a_reset_reaches_the_reader_and_leaves_the_other_half_alone(self) -> None:
+        """RESET carries its code."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            await ours.reset(7)
+            async with raises(StreamReset) as caught:
+                await theirs.read(1)
+            assert [error.code for error in caught if isinstance(error, StreamReset)] == [7]
+            async with raises(StreamClosed):
+                await ours.write(b"more")
+            await theirs.write(b"still here")
+            assert await ours.readexactly(10) == b"still here"
+
+    async def test_a_stop_reaches_the_writer_and_leaves_the_other_half_alone(self) -> None:
+        """STOP carries its code."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            await theirs.stop(9)
+            async with raises(StreamStopped) as caught:
+                while True:
+                    await ours.write(bytes(64 * KiB))
+                    await asyncio.sleep(0)
+            assert [error.code for error in caught if isinstance(error, StreamStopped)] == [9]
+            async with raises(StreamClosed):
+                await theirs.read(1)
+            await theirs.write(b"still here")
+            assert await ours.readexactly(10) == b"still here"
+
+    async def test_a_reader_that_stops_reading_bounds_the_writers_memory(self) -> None:
+        """Back-pressure: measured on both sides together, as both are in this process."""
+        limits = Limits()
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            sending, receiving = ours._core.sending, theirs._core.receiving
+            digest = hashlib.sha256()
+
+            async def write_for_ever() -> None:
+                while True:
+                    # New memory each time: what is buffered is to be seen by tracemalloc.
+                    block = os.urandom(32 * KiB)
+                    before = ours.bytes_accepted
+                    try:
+                        await ours.write(block)
+                    finally:
+                        digest.update(block[: ours.bytes_accepted - before])
+
+            tracemalloc.start()
+            try:
+                writer = asyncio.ensure_future(write_for_ever())
+                await until(lambda: sending.unsent >= limits.stream_send_buffer and sending.acked == sending.limit)
+                bound = limits.stream_send_buffer + receiving.window
+                assert ours.bytes_accepted <= bound
+                assert tracemalloc.get_traced_memory()[1] < 2 * bound + 2 * MiB
+            finally:
+                tracemalloc.stop()
+            writer.cancel()
+            await asyncio.wait([writer])
+            await ours.write_eof()
+            got = await _read_to_end(theirs)
+            assert len(got) == ours.bytes_accepted
+            assert hashlib.sha256(got).digest() == digest.digest()
+
+    async def test_writes_of_one_byte_and_of_sixteen_mebibytes(self) -> None:
+        """No size is special."""
+        small, large = os.urandom(1000), os.urandom(16 * MiB)
+        async with pair(self.transport) as it, await it.session.open_stream("sink/1") as stream:
+            for position in range(len(small)):
+                await stream.write(small[position : position + 1])
+            await stream.write(large)
+            await stream.write_eof()
+            assert await stream.read() == hashlib.sha256(small + large).digest()
+
+    async def test_a_thousand_streams_leave_nothing_behind(self) -> None:
+        """Opened and closed in one connection: tables and reserved memory are as before."""
+        async with pair(self.transport) as it:
+            ours, theirs = it.connections
+
+            async def rounds(count: int) -> int:
+                for _ in range(count):
+                    await _together([exchange(it.session, b"x" * size) for size in range(1, 51)])
+                await until(lambda: not it.session._core.core.streams and not it.theirs._core.core.streams)
+                # An answer behind everything: what is only kept until its acknowledgement is gone, too.
+                await it.session.ping()
+                await it.theirs.ping()
+                return containers(ours) + containers(theirs)
+
+            before = await rounds(4)
+            reserved = it.session._core.budget.used, it.theirs._core.budget.used
+            after = await rounds(20)
+            assert after <= before + 64
+            assert (it.session._core.budget.used, it.theirs._core.budget.used) == reserved
+            assert it.session._core.core._outgoing.buffered == 0
+            await until(lambda: not any(task.get_name().startswith("echo/1") for task in asyncio.all_tasks()))
+
+    async def test_a_thousand_streams_live_at_once(self) -> None:
+        """Each says something, all are open, each says something again."""
+        async with pair(self.transport) as it:
+            streams = [await it.session.open_stream("echo/1") for _ in range(1000)]
+            for word in (b"first", b"again"):
+                for number, stream in enumerate(streams):
+                    await stream.write(word + number.to_bytes(2, "big"))
+                for number, stream in enumerate(streams):
+                    assert await stream.readexactly(7) == word + number.to_bytes(2, "big")
+            for stream in streams:
+                await stream.write_eof()
+            await until(lambda: not it.session._core.core.streams)
+
+    async def test_open_stream_waits_for_credit_and_goes_on(self) -> None:
+        """A peer that allows few streams gets few, and no opener is refused or forgotten."""
+        async with pair(self.transport, limits=Limits(live_streams=16)) as it:
+            held = [await it.session.open_stream("echo/1") for _ in range(16)]
+            opening = [asyncio.ensure_future(it.session.open_stream("echo/1")) for _ in range(3)]
+            opening[1].cancel()
+            await it.session.ping()
+            assert not opening[0].done()
+            assert not opening[2].done()
+            for stream in held:
+                await stream.aclose()
+            for waited in (await opening[0], await opening[2]):
+                await waited.write(b"at last")
+                assert await waited.readexactly(7) == b"at last"
+            assert opening[1].cancelled()
+
+    async def test_datagrams_up_to_the_stated_size(self) -> None:
+        """One byte more is refused where it is sent."""
+        async with pair(self.transport) as it:
+            size = it.session.max_datagram_size
+            assert size >= 1000
+            for length in (0, 1, size):
+                await it.session.send_datagram(b"d" * length)
+                assert await it.theirs.receive_datagram() == b"d" * length
+            async with raises(DatagramTooLarge) as caught:
+                await it.session.send_datagram(bytes(size + 1))
+            assert [error.limit for error in caught if isinstance(error, DatagramTooLarge)] == [size]
+            await it.theirs.send_datagram(b"answer")
+            assert await it.session.receive_datagram() == b"answer"
+
+    async def test_an_orderly_close_is_seen_by_both_sides(self) -> None:
+        """Everybody who waits is told who closed."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            reading = asyncio.ensure_future(theirs.read(1))
+            await it.session.aclose()
+            told = await it.theirs.wait_closed()
+            assert isinstance(told, SessionClosed)
+            assert told.by_peer
+            for work in (reading, theirs.write(b"x"), it.theirs.open_stream("echo/1"), it.theirs.receive_datagram()):
+                async with raises(SessionClosed):
+                    await work
+            async with raises(SessionClosed) as caught:
+                await ours.read(1)
+            assert [error.by_peer for error in caught if isinstance(error, SessionClosed)] == [False]
+            await until(lambda: not it.dialler.sessions and not it.acceptor.sessions)
+            await until(lambda: not connections(it.acceptor, it.dialler.peer_id))
+
+    async def test_an_abrupt_close_loses_nothing(self) -> None:
+        """The session outlives its connection; streams go on over the next one."""
+        sent = os.urandom(2 * MiB)
+        async with pair(self.transport) as it:
+            echoing = asyncio.ensure_future(exchange(it.session, sent))
+            for side, peer in ((it.dialler, it.acceptor), (it.acceptor, it.dialler)):
+                await until(lambda side=side, peer=peer: connections(side, peer.peer_id))  # type: ignore[misc]
+                [connection] = connections(side, peer.peer_id)
+                await until(lambda one=connection: one.bytes_received > 64 * KiB)  # type: ignore[misc]
+                connection.abort()
+                assert it.session.state in {"connected", "lingering"}
+                await until(lambda gone=connection, side=side, peer=peer: gone not in connections(side, peer.peer_id))  # type: ignore[misc]
+            assert await echoing == sent
+            assert it.session is it.dialler.sessions[it.acceptor.peer_id]
+
+    async def test_a_write_or_read_can_be_cancelled_at_any_await(self) -> None:
+        """Nothing is lost and nothing comes twice; `bytes_accepted` is exact."""
+        sent = os.urandom(3 * MiB)
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+
+            async def write() -> None:
+                cut = 0
+                while ours.bytes_accepted < len(sent):
+                    await interrupted(ours.write(sent[ours.bytes_accepted :]), cut % 17)
+                    cut += 1
+                await ours.write_eof()
+
+            async def read() -> bytes:
+                got = bytearray()
+                cut = 0
+                while len(got) < len(sent):
+                    size = min(1 + 5003 * (cut % 7), len(sent) - len(got))
+                    call = theirs.read(size) if cut % 2 else theirs.readexactly(size)
+                    got += await interrupted(call, cut % 13) or b""
+                    cut += 1
+                assert await theirs.read() == b""
+                return bytes(got)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write())
+                reading = group.create_task(read())
+            assert reading.result() == sent
+            assert ours.bytes_accepted == len(sent)
+
+    async def test_a_handshake_that_is_never_finished_is_given_up(self) -> None:
+        """Slow loris: its place at the gate is free again after the time for handshakes."""
+        config = Config(listen=LOOPBACK, transports=(self.transport,), handshake_timeout=0.2)
+        async with Endpoint(Identity.generate(), config) as endpoint:
+            [address] = ticket(endpoint, self.transport).addresses
+            with self.stalled_handshake(address) as begun:
+                await until(lambda: begun is None or endpoint._gate.pending == 1)
+                await until(lambda: endpoint._gate.pending == 0)
+            assert not endpoint.sessions
+            assert not endpoint._peers
+
+    async def test_a_proven_peer_that_never_says_hello_is_closed(self) -> None:
+        """It learns why, and leaves nothing."""
+        config = Config(listen=LOOPBACK, transports=(self.transport,), handshake_timeout=0.2)
+        async with (
+            Endpoint(Identity.generate(), config) as acceptor,
+            Endpoint(Identity.generate(), config) as dialler,
+        ):
+            silent = Recorder()
+            [address] = ticket(acceptor, self.transport).addresses
+            await dialler.transport(self.transport).dial(address, acceptor.peer_id, silent)
+            await until(lambda: silent.reason is not None)
+            assert silent.reason is not None
+            assert (silent.reason.by, silent.reason.code) == (ClosedBy.PEER, CloseCode.HANDSHAKE_TIMEOUT)
+            await until(lambda: not acceptor._peers)
+
+    async def test_two_tasks_in_one_direction_are_an_error(self) -> None:
+        """The second one gets it; the first goes on."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            reading = asyncio.ensure_future(theirs.read(1))
+            writing = asyncio.ensure_future(ours.write(bytes(8 * MiB)))
+            await until(lambda: reading.done() or theirs._reading)
+            await reading
+            waiting = asyncio.ensure_future(ours.read(1))
+            await asyncio.sleep(0)
+            async with raises(BusyError):
+                await ours.read(1)
+            async with raises(BusyError):
+                await ours.write(b"second")
+            await theirs.write(b"x")
+            assert await waiting == b"x"
+            assert not writing.done()
+            writing.cancel()
+            await asyncio.wait([writing])
+
+    async def test_wait_delivered_means_that_the_peer_has_it(self) -> None:
+        """Its library does: a reader finds all of it without another byte from us."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            await ours.write(b"kept")
+            await ours.write_eof()
+            await ours.wait_delivered()
+            assert theirs._core.receiving.complete
+            assert await theirs.read() == b"kept"
+
+    async def test_a_name_that_nobody_handles(self) -> None:
+        """The opener learns it from reading, from writing, and from waiting for delivery."""
+        async with pair(self.transport) as it:
+            stream = await it.session.open_stream("nobody/1")
+            async with raises(UnknownProtocol):
+                await stream.read(1)
+            async with raises(UnknownProtocol):
+                await stream.wait_delivered()
+            async with raises(UnknownProtocol):
+                await stream.write(b"x")
+            await until(lambda: not it.session._core.core.streams)
+
+    async def test_control_priority_goes_before_bulk(self) -> None:
+        """A message of control priority overtakes half a megabyte that was written before it."""
+        async with pair(self.transport) as it:
+            async with it.streams() as (bulk, bulk_reader), it.streams(priority=Priority.CONTROL) as (ours, theirs):
+                received = bulk_reader._core.receiving.buffer
+                await bulk.write(bytes(512 * KiB))
+                await ours.write(b"!")
+                draining = asyncio.ensure_future(bulk_reader.readexactly(512 * KiB))
+                assert await theirs.readexactly(1) == b"!"
+                assert received.received < 512 * KiB
+                assert len(await draining) == 512 * KiB
+
+    async def test_read_without_a_size_is_bounded(self) -> None:
+        """More than 16 MiB are refused, and still there."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+
+            async def write() -> None:
+                await ours.write(bytes(READ_ALL_LIMIT + 5))
+                await ours.write_eof()
+
+            writing = asyncio.ensure_future(write())
+            async with raises(StreamError):
+                await theirs.read()
+            assert len(await _read_to_end(theirs)) == READ_ALL_LIMIT + 5
+            await writing
+
+    async def test_readexactly_tells_what_came_before_the_end(self) -> None:
+        """A stream that is too short is `StreamTruncated`."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            await ours.write(b"abc")
+            await ours.write_eof()
+            async with raises(StreamTruncated) as caught:
+                await theirs.readexactly(4)
+            assert [error.partial for error in caught if isinstance(error, StreamTruncated)] == [b"abc"]
+            assert await theirs.read(1) == b""
+
+    async def test_leaving_a_stream_in_order_delivers_it(self) -> None:
+        """`async with stream`: FIN, delivery, and STOP for what is unread."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            async with ours:
+                await ours.write(b"all of it")
+            assert theirs._core.receiving.complete
+            assert await theirs.read() == b"all of it"
+            async with raises(StreamStopped) as caught:
+                while True:
+                    await theirs.write(bytes(KiB))
+                    await asyncio.sleep(0)
+            assert [error.code for error in caught if isinstance(error, StreamStopped)] == [StreamCode.UNREAD]
+
+    async def test_leaving_a_stream_by_an_exception_resets_it(self) -> None:
+        """The peer never takes half a message for a whole one."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            with suppress(LookupError):
+                async with ours:
+                    await ours.write(b"half")
+                    raise LookupError
+            async with raises(StreamReset) as caught:
+                await theirs.read()
+            assert [error.code for error in caught if isinstance(error, StreamReset)] == [StreamCode.HANDLER_FAILED]

@@ -1,0 +1,106 @@
+"""The race's runner: who starts, who wins, and that the losers are closed."""
+
+import asyncio
+
+import pytest
+
+from overlay.dial import Race, Try
+from overlay.errors import HandshakeError, SessionRefused
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.race import Start
+
+FAR = 3600.0
+
+
+class Course:
+    """Attempts as the test tells them: an exception, a name, or an event to wait for."""
+
+    def __init__(self, **results: object) -> None:
+        self.results = results
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+        self.discarded: list[str] = []
+
+    async def attempt(self, one: Try) -> str:
+        host = one.address.host
+        self.started.append(host)
+        result = self.results[host]
+        try:
+            if isinstance(result, asyncio.Event):
+                await result.wait()
+                return host
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.cancelled.append(host)
+            raise
+        if isinstance(result, Exception):
+            raise result
+        return host
+
+    def race(self, *starts: tuple[str, float]) -> Race[str]:
+        return Race([Start(at, "quic", host, 1) for host, at in starts], self.attempt, self.discarded.append)
+
+
+async def test_the_first_that_works_wins_and_the_rest_is_cancelled() -> None:
+    """A slow one is cancelled, a later one never starts."""
+    course = Course(slow=asyncio.Event(), fast="ok", late="ok")
+    assert await course.race(("slow", 0), ("fast", 0), ("late", FAR)).run() == "fast"
+    assert course.started == ["slow", "fast"]
+    assert course.cancelled == ["slow"]
+
+
+async def test_a_failure_starts_the_next_at_once() -> None:
+    """Nobody waits an hour for the second address when the first one refuses."""
+    course = Course(broken=ConnectionRefusedError("no"), good="ok")
+    assert await course.race(("broken", 0), ("good", FAR)).run() == "good"
+
+
+async def test_two_that_work_at_once_give_one_winner_and_one_discarded() -> None:
+    """What a loser has made is closed."""
+    gate = asyncio.Event()
+    course = Course(a=gate, b=gate)
+    race = asyncio.create_task(course.race(("a", 0), ("b", 0)).run())
+    while len(course.started) < 2:
+        await asyncio.sleep(0)
+    gate.set()
+    won = await race
+    assert sorted([won or "", *course.discarded]) == ["a", "b"]
+
+
+async def test_all_failures_are_recorded_with_stage_and_cause() -> None:
+    """The stage follows from the kind of the error."""
+    course = Course(
+        a=ConnectionRefusedError("no"),
+        b=HandshakeError("who are you"),
+        c=SessionRefused(CloseCode.REFUSED, "go away"),
+    )
+    race = course.race(("a", 0), ("b", 0), ("c", 0))
+    assert await race.run() is None
+    assert [(one.address, one.stage) for one in race.failures] == [
+        ("quic://a:1", "connect"),
+        ("quic://b:1", "handshake"),
+        ("quic://c:1", "hello"),
+    ]
+    assert all(one.milliseconds >= 0 for one in race.failures)
+
+
+async def test_a_cancelled_race_leaves_nothing_running() -> None:
+    """Every attempt is cancelled and awaited."""
+    course = Course(a=asyncio.Event(), b=asyncio.Event())
+    race = course.race(("a", 0), ("b", 0))
+    task = asyncio.create_task(race.run())
+    while len(course.started) < 2:
+        await asyncio.sleep(0)
+    assert [one.stage for one in race.report()] == ["connect", "connect"]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(course.cancelled) == ["a", "b"]
+
+
+async def test_a_fault_of_ours_is_not_taken_for_the_network() -> None:
+    """A programming error comes out of the race, and the others are cancelled."""
+    course = Course(a=ZeroDivisionError("bug"), b=asyncio.Event())
+    with pytest.raises(ZeroDivisionError):
+        await course.race(("b", 0), ("a", 0)).run()
+    assert course.cancelled == ["b"]
