@@ -26,7 +26,7 @@ from overlay.session import Session
 from overlay.streams import Stream
 from overlay.transports.base import Connection, ConnectionHandler, Transport
 from overlay.transports.memory import MemoryTransport
-from overlay.transports.quic import QuicTransport
+from overlay.transports.quic_transport import QuicTransport
 from overlay.transports.sockets import bind
 from overlay.transports.tcp import TcpTransport
 from overlay.transports.udp_socket import UdpSocket
@@ -36,8 +36,9 @@ logger = logging.getLogger("overlay")
 Handler = Callable[[Stream], Awaitable[None]]
 
 CHOSEN_STREAMS: Final = 64
-CHOSEN_WINDOW: Final = 64 * 1024
-"""A peer that we dial may send 64 KiB on each of 64 new streams before its first WINDOW; strangers get the minimum."""
+CHOSEN_WINDOW: Final = 16 * 1024
+"""A peer that we dial may send 16 KiB on each of 64 new streams before its first WINDOW; strangers get the minimum.
+Every stream reserves so much: 1,024 opened by us and as many by the peer fill `Limits.session_memory` just so."""
 DIALS_PER_SECOND: Final = 10.0
 DIAL_BURST: Final = 20.0
 OUTAGE: Final = 5.0

@@ -23,8 +23,9 @@ from overlay.identity import Identity
 from overlay.protocol.frames import Control
 from overlay.protocol.gate import HandshakeGate
 from overlay.transports.base import CloseReason, Connection, ConnectionHandler
-from overlay.transports.quic import ALPN, QuicTransport
+from overlay.transports.quic import ALPN
 from overlay.transports.quic_connection import clock
+from overlay.transports.quic_transport import QuicTransport
 from overlay.transports.udp_socket import Kind, Local, Receiver, SocketAddress, UdpSocket
 
 OURS = ("192.0.2.1", 9330)

@@ -14,16 +14,15 @@ This is the only file that touches private names of aioquic (1.7); each place sa
 
 # ruff: noqa: SLF001, ARG002 - private names are this file's purpose; the signatures of overrides are aioquic's
 
-import asyncio
 import errno
 import logging
 import ssl
-from collections.abc import Sequence
-from typing import ClassVar, Final
+from collections import deque
+from typing import Final
 
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
-from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
@@ -37,35 +36,23 @@ from aioquic.quic.events import QuicEvent, StreamDataReceived
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
-    QuicHeader,
-    QuicPacketType,
     QuicProtocolVersion,
-    pull_quic_header,
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.retry import QuicRetryTokenHandler
 from aioquic.quic.stream import QuicStream
 from cryptography import x509
 
-from overlay.addresses import Address
 from overlay.config import Config, KiB, MiB
 from overlay.errors import HandshakeError, IdentityMismatch, SelfDial
 from overlay.identity import Identity, PeerId, peer_id_of
 from overlay.protocol.codes import CloseCode
-from overlay.protocol.gate import HandshakeGate
-from overlay.transports.base import Accepted, ClosedBy, CloseReason, ConnectionHandler, Role, Transport
+from overlay.transports.base import ClosedBy, CloseReason, Role
 from overlay.transports.quic_congestion import OVERLAY
-from overlay.transports.quic_connection import Driver, QuicLink, clock
 from overlay.transports.quic_handshakes import (
     CONNECTION_ID_BYTES,
-    ArrivalHandshake,
-    DialHandshake,
-    retry,
-    version_negotiation,
 )
 from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
-from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket, socket_address
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +71,10 @@ MAX_FRAGMENTS: Final = 512
 and a linear search, and somebody sends one byte in two on purpose."""
 UNSENT: Final = 64 * KiB
 """Bytes that may wait below us: enough to fill every packet, little enough for a control frame to overtake."""
+MANY_STREAMS: Final = 12
+"""Streams up to which aioquic's own way is the cheaper one."""
+TURN: Final = 16 * KiB
+"""Bytes of streams that aioquic looks at together when there are many."""
 MAX_CONNECTION_ID_BYTES: Final = 20
 """RFC 9000 section 17.2: what a peer may make us put into each short header."""
 DATAGRAM_OVERHEAD: Final = 1 + MAX_CONNECTION_ID_BYTES + 2 + 16 + 3
@@ -288,14 +279,40 @@ class Engine(QuicConnection):
             super().receive_datagram(data, addr, now)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """The datagrams to send; the control stream goes first, where aioquic takes turns."""
-        control = self._streams.get(self._control_out)
-        if control is not None and not control.sender.buffer_is_empty:
-            queue = self._streams_queue
-            if queue and queue[0] is not control:
-                queue.remove(control)
-                queue.insert(0, control)
-        return super().datagrams_to_send(now)
+        """The datagrams to send; the control stream goes first, where aioquic takes turns.
+
+        For each packet aioquic looks at every stream, also at those that only wait for an acknowledgement, or whose
+        turn does not come any more. So it is shown only those that have something to do, as many as fill some
+        packets, and the others when these are done.
+        """
+        streams, queue = self._streams, self._streams_queue
+        control = streams.get(self._control_out)
+        if control is not None and not control.sender.buffer_is_empty and queue and queue[0] is not control:
+            queue.remove(control)
+            queue.insert(0, control)
+        if len(queue) <= MANY_STREAMS:
+            return super().datagrams_to_send(now)
+        parked: list[QuicStream] = []
+        waiting: deque[QuicStream] = deque()
+        for stream in queue:
+            (waiting if _has_work(stream) else parked).append(stream)
+        always = {self.control_in: streams[self.control_in]} if self.control_in in streams else {}
+        datagrams: list[tuple[bytes, NetworkAddress]] = []
+        while True:
+            shown = _take_turn(waiting)
+            self._streams_queue = shown
+            self._streams = {stream.stream_id or 0: stream for stream in shown} | always
+            try:
+                sent = super().datagrams_to_send(now)
+            finally:
+                for stream in shown:
+                    if stream.stream_id not in self._streams:
+                        del streams[stream.stream_id or 0]
+                parked += self._streams_queue
+                self._streams, self._streams_queue = streams, [*waiting, *parked]
+            datagrams += sent
+            if not sent or not waiting:
+                return datagrams
 
     def next_event(self) -> QuicEvent | None:
         """The next event; taking it hands its data over, which earns the peer new credit."""
@@ -432,166 +449,20 @@ class Engine(QuicConnection):
             stream.max_stream_data_local_sent = stream.max_stream_data_local
 
 
-class QuicTransport(Transport):
-    """Dials and accepts QUIC connections on shared sockets.
+def _has_work(stream: QuicStream) -> bool:
+    """Whether aioquic would do anything for it when it builds packets."""
+    sender = stream.sender
+    return (
+        not sender.buffer_is_empty or sender.reset_pending or stream.receiver.stop_pending or stream.is_finished
+    ) and not stream.is_blocked
 
-    Args:
-        identity: our key.
-        config: times and limits.
-        sockets: one for each bound address.
-        accepted: called for each inbound connection whose peer has proven its key.
-        gate: counts the inbound handshakes of all transports.
-    """
 
-    name: ClassVar[str] = "quic"
-
-    def __init__(
-        self,
-        identity: Identity,
-        config: Config,
-        sockets: Sequence[UdpSocket],
-        accepted: Accepted,
-        gate: HandshakeGate,
-    ) -> None:
-        self._identity = identity
-        self._config = config
-        self._sockets = tuple(sockets)
-        self._accepted = accepted
-        self._gate = gate
-        self._dialing = quic_configuration(identity, config, Role.DIALER)
-        self._accepting = quic_configuration(identity, config, Role.ACCEPTOR)
-        self._tokens = QuicRetryTokenHandler()
-        self._routes: dict[bytes, Driver] = {}
-        self._drivers: set[Driver] = set()
-        self._touched: dict[Driver, None] = {}
-        self._closed = False
-
-    def start(self) -> None:
-        """Begin to read; call it inside the running loop."""
-        for udp in self._sockets:
-            udp.register("quic", self)
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Where it listens."""
-        return tuple(udp.address.with_transport("quic") for udp in self._sockets)
-
-    async def dial(self, address: Address, peer_id: PeerId, handler: ConnectionHandler) -> QuicLink:
-        """Connect to a peer; see `Transport.dial`.
-
-        Cancellation: safe; the peer is told, and nothing is left behind.
-
-        Raises:
-            HandshakeError: somebody else, or nobody acceptable, answered.
-            OSError: no socket of that family, no route, or (TimeoutError) no answer for the idle time.
-        """
-        if peer_id == self._identity.peer_id:
-            raise SelfDial("that is our own key")
-        remote = socket_address(address)
-        refused = OSError(errno.EAFNOSUPPORT, f"no UDP socket of the family of {address}")
-        for udp in self._sockets:
-            if udp.family != address.family or udp.is_closed:
-                continue
-            dial = DialHandshake(self._drivers, handler)
-            now = clock()
-            engine = Engine(self._identity, self._dialing, now, expected=peer_id)
-            engine.connect(remote, now)
-            driver = Driver(engine, udp, remote, None, self._routes, dial)
-            self._drivers.add(driver)
-            driver.flush()
-            if driver.refused is not None:
-                # Bound to another network than the peer's: the next socket may have a way.
-                refused = driver.refused
-                driver.forget()
-                continue
-            try:
-                return await dial.result
-            except asyncio.CancelledError:
-                if driver.link is not None:
-                    driver.link.discard()
-                else:
-                    driver.fail(HandshakeError("cancelled"), CloseCode.LOST_RACE)
-                driver.forget()
-                raise
-        raise refused
-
-    async def aclose(self) -> None:
-        """Stop reading, abort what is left; a socket that nobody else uses is closed."""
-        self._closed = True
-        for driver in list(self._drivers):
-            if driver.link is not None:
-                driver.link.abort()
-            else:
-                driver.fail(ConnectionAbortedError(errno.ECONNABORTED, "closed"), CloseCode.NO_ERROR)
-            driver.forget()
-        for udp in self._sockets:
-            udp.unregister("quic")
-
-    def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
-        """Find the connection by the destination connection id, or a newcomer."""
-        if data[0] & 0x80:
-            try:
-                header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
-            except ValueError:
-                return
-            driver = self._routes.get(header.destination_cid)
-            if driver is None:
-                driver = self._newcomer(udp, header, len(data), remote, local)
-        else:
-            driver = self._routes.get(data[1 : 1 + CONNECTION_ID_BYTES])
-        if driver is not None:
-            driver.receive(data, remote, local)
-            self._touched[driver] = None
-
-    def batch_ended(self, udp: UdpSocket) -> None:
-        """Let each connection that got something answer."""
-        touched, self._touched = self._touched, {}
-        for driver in touched:
-            if driver.link is None and driver.engine.is_garbage:
-                driver.forget()
-            else:
-                driver.batch_ended()
-
-    def _newcomer(
-        self, udp: UdpSocket, header: QuicHeader, size: int, remote: SocketAddress, local: Local | None
-    ) -> Driver | None:
-        """Make a driver for a new client, answer without keeping anything, or do nothing."""
-        if self._closed or size < SMALLEST_MAX_DATAGRAM_SIZE:
-            # RFC 9000 section 14.1; so no answer of ours is longer than the question.
-            return None
-        if header.version != QuicProtocolVersion.VERSION_1:
-            if header.packet_type is not QuicPacketType.VERSION_NEGOTIATION:
-                udp.send((version_negotiation(header),), remote, local)
-            return None
-        if header.packet_type is not QuicPacketType.INITIAL:
-            return None
-        now = clock()
-        original, retried = header.destination_cid, None
-        host, port = remote[0], remote[1]
-        if header.token:
-            try:
-                original = self._tokens.validate_token(
-                    address=(host, port), destination_cid=header.destination_cid, token=header.token, now=now
-                )
-            except ValueError as error:
-                logger.debug("a token from %s is refused: %s", host, error)
-                return None
-            retried = header.destination_cid
-        elif self._gate.pending >= self._config.limits.retry_above:
-            udp.send((retry(self._tokens, header, (host, port), now),), remote, local)
-            return None
-        if not self._gate.enter(host):
-            return None
-        engine = Engine(
-            self._identity,
-            self._accepting,
-            now,
-            original_destination_connection_id=original,
-            retry_source_connection_id=retried,
-        )
-        arrival = ArrivalHandshake(self._identity, self._drivers, self._accepted, self._gate, host)
-        driver = Driver(engine, udp, remote, local, self._routes, arrival)
-        driver.add_id(header.destination_cid)
-        arrival.arm(driver, self._config.handshake_timeout)
-        self._drivers.add(driver)
-        return driver
+def _take_turn(waiting: deque[QuicStream]) -> list[QuicStream]:
+    """The next streams, up to TURN bytes."""
+    shown: list[QuicStream] = []
+    size = 0
+    while waiting and size < TURN:
+        stream = waiting.popleft()
+        shown.append(stream)
+        size += stream.sender._buffer_stop - stream.sender.next_offset
+    return shown

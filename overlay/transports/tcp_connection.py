@@ -111,6 +111,8 @@ class TcpConnection(Connection):
         self._datagrams: list[bytes] = []
         self._datagram_size = 0
         self._bulk: deque[tuple[bytes, bytes | memoryview]] = deque()
+        self._rest: bytes | memoryview = b""
+        """Of a frame whose beginning is encrypted: it goes before everything."""
         self._backlog = backlog
         self._handed = 0
         self._watching = False
@@ -232,6 +234,7 @@ class TcpConnection(Connection):
         self._control.clear()
         self._datagrams.clear()
         self._bulk.clear()
+        self._rest = b""
         self._backlog = b""
         self._ended(self)
         if was_open:
@@ -290,32 +293,43 @@ class TcpConnection(Connection):
     def _deliver(self) -> bool:
         """Decrypt and hand over all that is there; False when that ended the connection."""
         recv = self._ssl.recv
-        receive_data = self._reader.receive_data
+        records: list[bytes] = []
+        failure: SSL.Error | None = None
+        try:
+            while True:
+                records.append(recv(tls.RECORD))
+        except SSL.WantReadError:
+            pass
+        except SSL.Error as error:
+            failure = error
+        # Joined: the session's work is per piece, and a copy is cheaper than four times as many of them.
+        if records and not self._hand_over(b"".join(records)):
+            return False
+        if failure is not None:
+            self._tls_ended(failure)
+            return False
+        return True
+
+    def _hand_over(self, data: bytes) -> bool:
         handler = self.handler
-        while True:
-            try:
-                data = recv(tls.RECORD)
-                self.bytes_received += len(data)
-                events = receive_data(data)
-            except SSL.WantReadError:
-                return True
-            except ProtocolViolation as violation:
-                self.close(violation.code, violation.reason)
+        self.bytes_received += len(data)
+        try:
+            events = self._reader.receive_data(data)
+        except ProtocolViolation as violation:
+            self.close(violation.code, violation.reason)
+            return False
+        for event in events:
+            if isinstance(event, StreamData):
+                handler.stream_received(self, event.stream, event.offset, event.data)
+            elif isinstance(event, Datagram):
+                handler.datagram_received(self, event.data)
+            elif isinstance(event, Close):
+                self._end(CloseReason(ClosedBy.PEER, event.code, event.reason))
+            else:
+                handler.frame_received(self, event)
+            if self._state is not _State.OPEN:
                 return False
-            except SSL.Error as error:
-                self._tls_ended(error)
-                return False
-            for event in events:
-                if isinstance(event, StreamData):
-                    handler.stream_received(self, event.stream, event.offset, event.data)
-                elif isinstance(event, Datagram):
-                    handler.datagram_received(self, event.data)
-                elif isinstance(event, Close):
-                    self._end(CloseReason(ClosedBy.PEER, event.code, event.reason))
-                else:
-                    handler.frame_received(self, event)
-                if self._state is not _State.OPEN:
-                    return False
+        return True
 
     def _tls_ended(self, error: SSL.Error) -> None:
         """An alert of the peer, or bytes that are not from it.
@@ -388,8 +402,9 @@ class TcpConnection(Connection):
             self._hang_up()
 
     def _next_batch(self) -> bytes:
-        parts: list[bytes | memoryview] = []
-        size = 0
+        parts: list[bytes | memoryview] = [self._rest]
+        size = len(self._rest)
+        self._rest = b""
         if self._control:
             parts += self._control
             size += self._control_size
@@ -404,6 +419,10 @@ class TcpConnection(Connection):
             header, data = self._bulk.popleft()
             parts += (header, data)
             size += len(header) + len(data)
+            excess = size - _BATCH
+            if 0 < excess < len(data):
+                # The batch is whole TLS records: a frame's last ten bytes would cost one of their own.
+                parts[-1], self._rest = memoryview(data)[:-excess], memoryview(data)[-excess:]
         return b"".join(parts)
 
     def _drain(self, plain: int) -> None:
@@ -444,6 +463,7 @@ class TcpConnection(Connection):
         self._control.clear()
         self._datagrams.clear()
         self._bulk.clear()
+        self._rest = b""
         self._control_size = self._datagram_size = 0
         self._loop.call_soon(self._on_readable)
         reason = CloseReason(ClosedBy.NETWORK, reason=f"the connection broke: {error.strerror}")

@@ -1,0 +1,203 @@
+"""QUIC as a transport: finds the connection that a datagram belongs to, dials, and lets newcomers in."""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Sequence
+from typing import ClassVar
+
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
+from aioquic.quic.packet import (
+    QuicHeader,
+    QuicPacketType,
+    QuicProtocolVersion,
+    pull_quic_header,
+)
+from aioquic.quic.retry import QuicRetryTokenHandler
+
+from overlay.addresses import Address
+from overlay.config import Config
+from overlay.errors import HandshakeError, SelfDial
+from overlay.identity import Identity, PeerId
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.gate import HandshakeGate
+from overlay.transports.base import Accepted, ConnectionHandler, Role, Transport
+from overlay.transports.quic import Engine, quic_configuration
+from overlay.transports.quic_connection import Driver, QuicLink, clock
+from overlay.transports.quic_handshakes import (
+    CONNECTION_ID_BYTES,
+    ArrivalHandshake,
+    DialHandshake,
+    retry,
+    version_negotiation,
+)
+from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket, socket_address
+
+logger = logging.getLogger(__name__)
+
+
+class QuicTransport(Transport):
+    """Dials and accepts QUIC connections on shared sockets.
+
+    Args:
+        identity: our key.
+        config: times and limits.
+        sockets: one for each bound address.
+        accepted: called for each inbound connection whose peer has proven its key.
+        gate: counts the inbound handshakes of all transports.
+    """
+
+    name: ClassVar[str] = "quic"
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: Config,
+        sockets: Sequence[UdpSocket],
+        accepted: Accepted,
+        gate: HandshakeGate,
+    ) -> None:
+        self._identity = identity
+        self._config = config
+        self._sockets = tuple(sockets)
+        self._accepted = accepted
+        self._gate = gate
+        self._dialing = quic_configuration(identity, config, Role.DIALER)
+        self._accepting = quic_configuration(identity, config, Role.ACCEPTOR)
+        self._tokens = QuicRetryTokenHandler()
+        self._routes: dict[bytes, Driver] = {}
+        self._drivers: set[Driver] = set()
+        self._touched: dict[Driver, None] = {}
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to read; call it inside the running loop."""
+        for udp in self._sockets:
+            udp.register("quic", self)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where it listens."""
+        return tuple(udp.address.with_transport("quic") for udp in self._sockets)
+
+    async def dial(self, address: Address, peer_id: PeerId, handler: ConnectionHandler) -> QuicLink:
+        """Connect to a peer; see `Transport.dial`.
+
+        Cancellation: safe; the peer is told, and nothing is left behind.
+
+        Raises:
+            HandshakeError: somebody else, or nobody acceptable, answered.
+            OSError: no socket of that family, no route, or (TimeoutError) no answer for the idle time.
+        """
+        if peer_id == self._identity.peer_id:
+            raise SelfDial("that is our own key")
+        remote = socket_address(address)
+        refused = OSError(errno.EAFNOSUPPORT, f"no UDP socket of the family of {address}")
+        for udp in self._sockets:
+            if udp.family != address.family or udp.is_closed:
+                continue
+            dial = DialHandshake(self._drivers, handler)
+            now = clock()
+            engine = Engine(self._identity, self._dialing, now, expected=peer_id)
+            engine.connect(remote, now)
+            driver = Driver(engine, udp, remote, None, self._routes, dial)
+            self._drivers.add(driver)
+            driver.flush()
+            if driver.refused is not None:
+                # Bound to another network than the peer's: the next socket may have a way.
+                refused = driver.refused
+                driver.forget()
+                continue
+            try:
+                return await dial.result
+            except asyncio.CancelledError:
+                if driver.link is not None:
+                    driver.link.discard()
+                else:
+                    driver.fail(HandshakeError("cancelled"), CloseCode.LOST_RACE)
+                driver.forget()
+                raise
+        raise refused
+
+    async def aclose(self) -> None:
+        """Stop reading, abort what is left; a socket that nobody else uses is closed."""
+        self._closed = True
+        for driver in list(self._drivers):
+            if driver.link is not None:
+                driver.link.abort()
+            else:
+                driver.fail(ConnectionAbortedError(errno.ECONNABORTED, "closed"), CloseCode.NO_ERROR)
+            driver.forget()
+        for udp in self._sockets:
+            udp.unregister("quic")
+
+    def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
+        """Find the connection by the destination connection id, or a newcomer."""
+        if data[0] & 0x80:
+            try:
+                header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
+            except ValueError:
+                return
+            driver = self._routes.get(header.destination_cid)
+            if driver is None:
+                driver = self._newcomer(udp, header, len(data), remote, local)
+        else:
+            driver = self._routes.get(data[1 : 1 + CONNECTION_ID_BYTES])
+        if driver is not None:
+            driver.receive(data, remote, local)
+            self._touched[driver] = None
+
+    def batch_ended(self, udp: UdpSocket) -> None:
+        """Let each connection that got something answer."""
+        del udp
+        touched, self._touched = self._touched, {}
+        for driver in touched:
+            if driver.link is None and driver.engine.is_garbage:
+                driver.forget()
+            else:
+                driver.batch_ended()
+
+    def _newcomer(
+        self, udp: UdpSocket, header: QuicHeader, size: int, remote: SocketAddress, local: Local | None
+    ) -> Driver | None:
+        """Make a driver for a new client, answer without keeping anything, or do nothing."""
+        if self._closed or size < SMALLEST_MAX_DATAGRAM_SIZE:
+            # RFC 9000 section 14.1; so no answer of ours is longer than the question.
+            return None
+        if header.version != QuicProtocolVersion.VERSION_1:
+            if header.packet_type is not QuicPacketType.VERSION_NEGOTIATION:
+                udp.send((version_negotiation(header),), remote, local)
+            return None
+        if header.packet_type is not QuicPacketType.INITIAL:
+            return None
+        now = clock()
+        original, retried = header.destination_cid, None
+        host, port = remote[0], remote[1]
+        if header.token:
+            try:
+                original = self._tokens.validate_token(
+                    address=(host, port), destination_cid=header.destination_cid, token=header.token, now=now
+                )
+            except ValueError as error:
+                logger.debug("a token from %s is refused: %s", host, error)
+                return None
+            retried = header.destination_cid
+        elif self._gate.pending >= self._config.limits.retry_above:
+            udp.send((retry(self._tokens, header, (host, port), now),), remote, local)
+            return None
+        if not self._gate.enter(host):
+            return None
+        engine = Engine(
+            self._identity,
+            self._accepting,
+            now,
+            original_destination_connection_id=original,
+            retry_source_connection_id=retried,
+        )
+        arrival = ArrivalHandshake(self._identity, self._drivers, self._accepted, self._gate, host)
+        driver = Driver(engine, udp, remote, local, self._routes, arrival)
+        driver.add_id(header.destination_cid)
+        arrival.arm(driver, self._config.handshake_timeout)
+        self._drivers.add(driver)
+        return driver
