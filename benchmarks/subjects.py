@@ -7,15 +7,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from aioquic.asyncio import QuicConnectionProtocol
-from aioquic.asyncio import connect as aioquic_connect
+from aioquic.asyncio.client import connect as aioquic_connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.asyncio.server import QuicServer
 from aioquic.quic.configuration import QuicConfiguration
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from workloads import Channel, Dialler, Serve, Subject
 
 from overlay import Address, Config, Endpoint, Identity, Session, Stream, Ticket
-from workloads import Channel, Dialler, Serve, Subject
 
 HOST: Final = "127.0.0.1"
 PROTOCOL: Final = "benchmark/1"
@@ -121,8 +121,8 @@ class PlainAioquic(_Rival):
 
         def stream_opened(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.ensure_future(serve(_Pipe(reader, writer)))
-            tasks.add(task)  # type: ignore[arg-type]
-            task.add_done_callback(tasks.discard)  # type: ignore[arg-type]
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
         key = serialization.load_pem_private_key((self._keys / KEY_FILE).read_bytes(), None)
         certificate = x509.load_pem_x509_certificate((self._keys / CERTIFICATE_FILE).read_bytes())

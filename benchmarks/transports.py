@@ -1,7 +1,8 @@
 """What our transports give on this machine, beside what one would use without them.
 
-Each figure is between two processes on loopback, over new connections, with every byte checked (`workloads.py` says how).
-Ours and the rival take turns, so that a machine that changes its speed changes it for both; a figure is the median.
+Each figure is between two processes on loopback, over new connections, with every byte checked (`workloads.py` says
+how). Ours and the rival take turns, so that a machine that changes its speed changes it for both; a figure is the
+median. A ratio is ours to the rival's.
 
     python benchmarks/transports.py [--quick] [--json] [--check] [--repeat N] [--loop asyncio|uvloop]
 """
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal
@@ -85,15 +86,16 @@ class Row:
     unit: str
     better: Literal["more", "less"]
     ours: list[float]
-    rival: str | None
+    rival: str
     theirs: list[float]
     required: str | None
     met: bool | None
 
     @property
     def ratio(self) -> float | None:
-        """Ours to the rival's, both medians."""
-        return median(self.ours) / median(self.theirs) if self.theirs else None
+        """Ours to the rival's, both medians; None when there is nothing to divide by."""
+        theirs = median(self.theirs)
+        return median(self.ours) / theirs if theirs else None
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
@@ -103,7 +105,7 @@ class Row:
             "unit": self.unit,
             "better": self.better,
             "ours": {"median": median(self.ours), "runs": self.ours},
-            "rival": {"name": self.rival, "median": median(self.theirs), "runs": self.theirs} if self.theirs else None,
+            "rival": {"name": self.rival, "median": median(self.theirs), "runs": self.theirs},
             "ratio": self.ratio,
             "required": self.required,
             "met": self.met,
@@ -115,6 +117,7 @@ class Worker:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
+        self._name = " ".join(map(str, process.args[1:4])) if isinstance(process.args, list) else ""
 
     def ask(self, **command: Any) -> Any:
         """Let it carry out a command; what it answers.
@@ -132,7 +135,7 @@ class Worker:
         """What it says next."""
         line = "" if self._process.stdout is None else self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args[2:4]))}: the measurement failed")  # type: ignore[index]
+            raise RuntimeError(f"{self._name} has failed")
         return json.loads(line)
 
 
@@ -219,7 +222,7 @@ class Bench:
         better: Literal["more", "less"] = "more" if unit.endswith("/s") else "less"
         required, met = None, None
         if least is not None:
-            required, met = f">= {least} x {TITLES[pairs[1].name]}", median(ours) >= least * median(theirs)
+            required, met = f">= {least} x", median(ours) >= least * median(theirs)
         return Row(name, transport, unit, better, ours, TITLES[pairs[1].name], theirs, required, met)
 
     def _through_relay(self, resources: ExitStack, pairs: list[Pair]) -> list[Row]:
@@ -237,7 +240,7 @@ class Bench:
         rival = TITLES[pairs[1].name]
         met = median(runs["early"]) < 2.5
         return [
-            Row("first echo, early", "quic", "RTT", "less", runs["early"], rival, runs["rival"], "< 2.5 RTT", met),
+            Row("first echo, early", "quic", "RTT", "less", runs["early"], rival, runs["rival"], "< 2.5", met),
             Row("first echo", "quic", "RTT", "less", runs["late"], rival, runs["rival"], None, None),
         ]
 
@@ -256,7 +259,7 @@ class Bench:
                     raise RuntimeError(f"{name}: not all idle sessions answered")
                 self._advance(f"{count} idle sessions {name}")
         rival = TITLES[RIVALS[transport]]
-        return Row(f"idle session, 1 of {count}", transport, "KiB", "less", [figures[0]], rival, [figures[1]], None, None)
+        return Row("idle session", transport, "KiB", "less", figures[:1], rival, figures[1:], None, None)
 
     def steps(self, transports: list[str]) -> int:
         """How often `advance` will be called."""
@@ -266,24 +269,25 @@ class Bench:
 
 def table(rows: list[Row], loop: str) -> Table:
     """The result for people."""
-    result = Table(title=f"two processes, loopback, Python {platform.python_version()}, {loop}")
-    for heading in ("", "over", "unit"):
-        result.add_column(heading)
+    result = Table(title=f"overlay / what one has without it; Python {platform.python_version()}, {loop}")
+    result.add_column("")
     for heading in ("overlay", "rival", "ratio"):
-        result.add_column(heading, justify="right")
-    for heading in ("better", "rival is", "required"):
-        result.add_column(heading)
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("better")
+    result.add_column("required")
+    before = ""
     for row in rows:
-        verdict = "" if row.met is None else f" {'yes' if row.met else 'NO'}"
+        if row.transport != before:
+            result.add_section()
+            result.add_row(f"{row.transport}, {row.rival}", style="bold")
+            before = row.transport
+        verdict = "" if row.met is None else f": {'yes' if row.met else 'NO'}"
         result.add_row(
-            row.name,
-            row.transport,
-            row.unit,
+            f"  {row.name}, {row.unit}",
             f"{median(row.ours):,.1f}",
-            f"{median(row.theirs):,.1f}" if row.theirs else "",
+            f"{median(row.theirs):,.1f}",
             f"{row.ratio:.2f}" if row.ratio is not None else "",
             row.better,
-            row.rival or "",
             f"{row.required or ''}{verdict}",
         )
     return result
@@ -294,7 +298,7 @@ def main() -> int:
     loop: str = arguments.loop
     sizes = SIZES[arguments.size]
     if arguments.repeat:
-        sizes = Sizes(**{name: getattr(sizes, name) for name in Sizes.__slots__} | {"repeat": arguments.repeat})
+        sizes = replace(sizes, repeat=arguments.repeat)
     errors = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder, Progress(console=errors, disable=not errors.is_terminal) as progress:
         write_keys(Path(folder))
@@ -312,6 +316,7 @@ def main() -> int:
             "python": platform.python_version(),
             "size": arguments.size,
             "repeat": sizes.repeat,
+            "sessions": sizes.sessions,
             "rows": [row.document() for row in rows],
         }
         print(json.dumps(document, indent=2))
@@ -331,6 +336,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a required figure is not reached")
     arguments = parser.parse_args()
+    if arguments.repeat is not None and arguments.repeat < 1:
+        parser.error("--repeat must be at least 1")
     arguments.transport = arguments.transport or list(RIVALS)
     return arguments
 

@@ -120,7 +120,7 @@ class Dialling:
 
 
 def main(role: str, name: str, keys: str, loop: str) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     measured = subject(name, Path(keys))
     if loop == "uvloop":

@@ -1,7 +1,7 @@
 """What is measured: one side of each measurement runs at the server, the other at the dialler.
 
 Everything runs over a `Channel`, which our `Stream` is as it stands, so ours and the rivals do exactly the same work.
-The clock of goodput and messages is the receiver's: a sender that has handed its bytes to some buffer has shown nothing.
+The clock of goodput and messages is the receiver's: a sender that has handed its bytes to a buffer has shown nothing.
 
 Every byte is checked where it arrives, against a block that repeats. The block's length is a prime, so bytes that are
 moved by any power of two, the mistake that buffers make, do not match. `bytes.startswith` compares in place, by memcmp:
@@ -21,7 +21,8 @@ WRITE: Final = 64 * 1024
 READ: Final = 256 * 1024
 MESSAGE: Final = 1024
 ECHO: Final = 64
-PATTERN: Final = (lambda block: block + block[: 2 * READ])(random.Random(9330).randbytes(BLOCK))
+_ONCE = random.Random(9330).randbytes(BLOCK)
+PATTERN: Final = _ONCE + _ONCE[: 2 * READ]
 
 REQUEST: Final = struct.Struct("!cQ")
 """What to do, and with how many bytes or messages."""

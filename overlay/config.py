@@ -45,6 +45,8 @@ class Limits:
     """The same from one IPv4 address or IPv6 /64: one household, one school."""
     known_peers: int = 4096
     """Peers without a session whose addresses are remembered, for `connect(PeerId)`."""
+    connections_per_peer: int = 16
+    """Connections of one key: two families, two transports, and twice that while some are replaced."""
     retry_above: int = 64
     """Half-open QUIC handshakes above which a newcomer has to prove its address first (RFC 9000 section 8.1.2)."""
 

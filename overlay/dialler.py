@@ -203,12 +203,12 @@ class Dialler:
                 failures = [] if self._race is None else self._race.report()
                 self._failure = self._dial_error(failures, "" if candidates else "no address is known")
                 self._proven = False
-                self._peer.give_up()
+                self._peer.give_up(self._failure)
         self._signal()
 
     async def _dial(self, candidates: list[Address], seconds: float) -> Connection | None:
         starts = plan([(one.transport or "", one.host, one.port) for one in candidates], self._config.transports)
-        race = self._race = Race(starts, self._attempt, _discard)
+        race = self._race = Race(starts, self._attempt, self._discard)
         try:
             async with asyncio.timeout(seconds):
                 return await race.run()
@@ -231,7 +231,7 @@ class Dialler:
             self._signal()
             await accepted
         except BaseException:
-            _discard(connection)
+            self._discard(connection)
             raise
         return connection
 
@@ -244,7 +244,7 @@ class Dialler:
         one.stage = "connect"
         transport = one.address.transport or ""
         hosts = [Address.from_sockaddr(transport, info[4]) for info in found]
-        race = Race(plan([(transport, host.host, host.port) for host in hosts], (transport,)), self._attempt, _discard)
+        race = Race(plan([(transport, host.host, host.port) for host in hosts], (transport,)), self._attempt, self._discard)
         won = await race.run()
         if won is None:
             if self._race is not None:
@@ -288,11 +288,22 @@ class Dialler:
             self._peer.give_up()
         self._peer.wake()
 
-    def _dial_error(self, attempts: Iterable[Attempt], why: str = "") -> DialError:
+    def _discard(self, connection: Connection) -> None:
+        """Close what has lost. The only one that carries the session has won, even if its dial was cancelled."""
+        if not self._peer.carried_by(connection):
+            connection.close(CloseCode.LOST_RACE)
+
+    def _dial_error(self, attempts: Iterable[Attempt], why: str = "") -> DialError | SessionRefused:
+        """What to tell of a failed dial: every attempt, or the peer's own word when all that answer refuse us."""
         attempts = list(attempts)
-        answered = [one for one in attempts if one.stage in {"handshake", "hello"}]
-        wrong = answered and all(isinstance(one.cause, IdentityMismatch) for one in answered)
-        return (WrongIdentity if wrong else DialError)(str(self._peer.peer_id), attempts, why)
+        answered = [one.cause for one in attempts if one.stage in {"handshake", "hello"}]
+        wrong = answered and all(isinstance(cause, IdentityMismatch) for cause in answered)
+        error = (WrongIdentity if wrong else DialError)(str(self._peer.peer_id), attempts, why)
+        refusals = [cause for cause in answered if isinstance(cause, SessionRefused)]
+        if not refusals or len(refusals) < len(answered):
+            return error
+        refusals[0].__cause__ = error
+        return refusals[0]
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._task = None
@@ -306,7 +317,3 @@ class Dialler:
         for signal in self._signals:
             if not signal.done():
                 signal.set_result(None)
-
-
-def _discard(connection: Connection) -> None:
-    connection.close(CloseCode.LOST_RACE)

@@ -359,6 +359,14 @@ class Endpoint:
             raise HandshakeError("the endpoint is closing", CloseCode.SESSION_CLOSED)
         if self.config.accept is not None and not self.config.accept(connection.peer_id):
             raise HandshakeError("this endpoint does not accept that key", CloseCode.REFUSED)
+        peer = self._peers.get(connection.peer_id)
+        if peer is not None and len(peer.connections) >= self.config.limits.connections_per_peer:
+            raise HandshakeError("too many connections of one peer", CloseCode.BUSY)
+        if peer is None or peer.session is None:
+            # A proven key costs nothing either: who has not said HELLO is still a kind of handshake.
+            silent = sum(1 for one in self._peers.values() if one.session is None and one.connections)
+            if silent >= self.config.limits.handshakes:
+                raise HandshakeError("too many connections without a session", CloseCode.BUSY)
         peer = self._peer(connection.peer_id)
         peer.accepted(connection)
         return peer

@@ -15,6 +15,7 @@ from overlay.dialler import Dialler
 from overlay.errors import (
     DatagramTooLarge,
     DuplicateIdentity,
+    OverlayError,
     PeerRestarted,
     SessionClosed,
     SessionError,
@@ -86,7 +87,10 @@ class Peer:
         self._scheduled: asyncio.Handle | None = None
         self._accepted: dict[int, asyncio.Future[None]] = {}
         self._pings: dict[int, asyncio.Future[tuple[float, Path] | None]] = {}
+        self._failure: OverlayError | None = None
         self._selected: int | None = None
+        self._unflushed: set[int] = set()
+        """Connections that were given datagrams in this turn."""
         self._closed = False
 
     # ---------------------------------------------------------------- what users ask, by way of Session and Stream
@@ -159,8 +163,9 @@ class Peer:
             return
         if len(data) > connection.max_datagram_size:
             raise DatagramTooLarge(len(data), connection.max_datagram_size)
-        connection.send_datagram(data)
-        self.wake()
+        if connection.send_datagram(data):
+            self._unflushed.add(connection.id)
+            self.wake()
 
     async def ping(self) -> tuple[float, Path] | None:
         """Ask the peer on the selected connection; None when the connection was lost, or there is none yet."""
@@ -212,12 +217,21 @@ class Peer:
         self._pump()
         return waiter
 
-    def give_up(self) -> None:
-        """A dial has failed and there never was a connection: forget the session that it was for."""
+    def carried_by(self, connection: Connection) -> bool:
+        """Whether that connection is the only one that carries the session."""
+        return self._core.attached == [connection.id]
+
+    def give_up(self, failure: OverlayError | None = None) -> None:
+        """A dial has failed and there never was a connection: forget the session that it was for.
+
+        Who uses it already, as `connect(early=True)` allows, is told of `failure`.
+        """
         state = self._core.session
         if state is not None and not state.connected:
+            self._failure = failure
             self._core.close_session(state, self._loop.time())
             self._pump()
+            self._failure = None
 
     # ---------------------------------------------------------------- what the endpoint asks
 
@@ -302,7 +316,7 @@ class Peer:
             frames = core.frames_to_send(connection.id)
             for frame in frames:
                 connection.send_frame(frame)
-            sent = bool(frames)
+            sent = bool(frames) or connection.id in self._unflushed
             if connection.id == core.selected:
                 while (room := connection.sendable()) > 0:
                     chunk = core.data_to_send(connection.id, room)
@@ -312,6 +326,7 @@ class Peer:
                     sent = True
             if sent and connection is not flushed:
                 connection.flush()
+        self._unflushed.clear()
         state = core.session
         if state is not None:
             self._wake_streams(state)
@@ -402,6 +417,10 @@ class Peer:
 
     def _session_ended(self, state: SessionState, why: Ending, code: int, reason: str) -> None:
         error = _session_error(why, code, reason)
+        if self._failure is not None:
+            lost = SessionLost("the session never had a connection")
+            lost.__cause__ = self._failure
+            error = self._failure if isinstance(self._failure, SessionError) else lost
         self.stranger = False
         session = state.handle
         streams = [stream.handle for stream in state.core.take_changed()]

@@ -1,8 +1,8 @@
 """`Stream`: ordered, reliable bytes in both directions, whatever carries them. An asyncio shell over `StreamCore`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -81,7 +81,10 @@ class Stream:
             SessionError: the session is over.
             BusyError: another task is writing.
         """
-        with self._busy("_writing", "write"):
+        if self._writing:
+            raise _busy("write")
+        self._writing = True
+        try:
             rest: bytes | memoryview = data if isinstance(data, bytes) else memoryview(data).cast("B")
             while True:
                 self._check_writable()
@@ -95,6 +98,8 @@ class Stream:
                     await self._writer
                 finally:
                     self._writer = None
+        finally:
+            self._writing = False
 
     async def write_eof(self) -> None:
         """Say that no more is written. Returns at once; see `wait_delivered`. A second call does nothing.
@@ -167,13 +172,18 @@ class Stream:
             SessionError: the session is over; what had arrived before has been read.
             BusyError: another task is reading.
         """
-        with self._busy("_reading", "read"):
+        if self._reading:
+            raise _busy("read")
+        self._reading = True
+        try:
             if size is not None:
                 return await self._read(size)
             await self._collect(READ_ALL_LIMIT + 1)
             if len(self._head) > READ_ALL_LIMIT:
                 raise StreamError("read() without a size collects at most 16 MiB: read in pieces")
             return self._take_head(READ_ALL_LIMIT)
+        finally:
+            self._reading = False
 
     async def readexactly(self, size: int) -> bytes:
         """Exactly `size` bytes, at most 16 MiB.
@@ -187,12 +197,22 @@ class Stream:
         """
         if not 0 <= size <= READ_ALL_LIMIT:
             raise ValueError(f"readexactly takes 0 to {READ_ALL_LIMIT} bytes at once, not {size}")
-        with self._busy("_reading", "read"):
+        if self._reading:
+            raise _busy("read")
+        self._reading = True
+        try:
+            if not self._head:
+                data = self._peer.read(self._core, size)
+                if len(data) == size:
+                    return data
+                self._head += data
             await self._collect(size)
             data = self._take_head(size)
             if len(data) < size:
                 raise StreamTruncated(data, size)
             return data
+        finally:
+            self._reading = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Pieces as they come, up to the end; raises what `read` raises."""
@@ -306,15 +326,9 @@ class Stream:
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
 
-    @contextmanager
-    def _busy(self, flag: str, verb: str) -> Iterator[None]:
-        if getattr(self, flag):
-            raise BusyError(f"another task is in {verb}() of this stream")
-        setattr(self, flag, True)
-        try:
-            yield
-        finally:
-            setattr(self, flag, False)
+
+def _busy(verb: str) -> BusyError:
+    return BusyError(f"another task is in {verb}() of this stream")
 
 
 def _check_code(code: int) -> None:

@@ -15,6 +15,7 @@ The fakes: `Recorder` stands in for a session behind a connection, `Weather` for
 # ruff: noqa: SLF001 - what must not leak is counted where users do not look
 
 import asyncio
+import errno
 import hashlib
 import os
 import tracemalloc
@@ -129,9 +130,7 @@ def containers(root: object) -> int:
             pending.extend(one)
         elif type(one).__module__.partition(".")[0] in {"overlay", "aioquic"}:
             slots = [name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())]
-            pending.extend(getattr(one, name, None) for name in (*vars(one), *slots)) if hasattr(
-                one, "__dict__"
-            ) else pending.extend(getattr(one, name, None) for name in slots)
+            pending.extend(getattr(one, name, None) for name in (*getattr(one, "__dict__", ()), *slots))
     return entries
 
 
@@ -171,13 +170,47 @@ class Recorder:
 
 
 class Weather:
-    """What the network does to the UDP of some endpoints of this process: nothing, or it drops all of it."""
+    """What the network does to some endpoints of this process.
+
+    Attributes:
+        udp_blocked: their UDP is dropped in both directions.
+        cut_off: besides, they can dial nobody; see `cut`.
+    """
 
     def __init__(self, *endpoints: Endpoint) -> None:
         self.udp_blocked = False
+        self.cut_off = False
+        self._endpoints = endpoints
         for endpoint in endpoints:
             for udp in endpoint._udp:
-                udp.drop = lambda: self.udp_blocked
+                udp.drop = lambda: self.udp_blocked or self.cut_off
+            for transport in endpoint._transports.values():
+                # A method of one object only: the transport's class is used by others, too.
+                vars(transport)["dial"] = self._guarded(transport.dial)
+
+    def cut(self) -> None:
+        """Lose every connection of theirs without a word, and every new one, until `cut_off` is False again."""
+        self.cut_off = True
+        for endpoint in self._endpoints:
+            for peer_id in tuple(endpoint._peers):
+                for connection in connections(endpoint, peer_id):
+                    connection.abort()
+
+    def _guarded(self, dial: Callable[..., Awaitable[Connection]]) -> Callable[..., Awaitable[Connection]]:
+        async def guarded(*arguments: Any) -> Connection:
+            if self.cut_off:
+                raise OSError(errno.ENETUNREACH, "the weather is bad")
+            return await dial(*arguments)
+
+        return guarded
+
+
+async def crash(endpoint: Endpoint) -> None:
+    """End an endpoint as a power cut would: nobody is told."""
+    for peer in tuple(endpoint._peers.values()):
+        await peer.dialler.aclose()
+    await endpoint._close_transports()
+    await endpoint.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +439,8 @@ class Conformance:
             before = await rounds(4)
             reserved = it.session._core.budget.used, it.theirs._core.budget.used
             after = await rounds(20)
-            assert after <= before + 64
+            # A transport's windows of packet numbers may still fill up; an entry for each stream would be a thousand.
+            assert after < before + 500
             assert (it.session._core.budget.used, it.theirs._core.budget.used) == reserved
             assert it.session._core.core._outgoing.buffered == 0
             await until(lambda: not any(task.get_name().startswith("echo/1") for task in asyncio.all_tasks()))

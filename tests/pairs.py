@@ -42,7 +42,7 @@ def check_session(core: SessionCore) -> None:
     for stream in live:
         sending, receiving = stream.sending, stream.receiving
         assert not stream.removed
-        assert sending.unsent <= limits.stream_send_buffer + 2 + 255
+        assert sending.buffer.end - max(sending.highest, sending.buffer.start) <= limits.stream_send_buffer + 2 + 255
         assert sending.sent <= max(sending.limit, sending.buffer.start)
         assert sending.buffer.start <= sending.sent <= sending.buffer.end
         assert receiving.window <= limits.stream_window
@@ -52,12 +52,12 @@ def check_session(core: SessionCore) -> None:
 
 
 def check_empty(core: SessionCore) -> None:
-    """Nothing is left of any stream."""
+    """Nothing is left of any stream, but perhaps a GONE without a connection to say it on."""
     assert not core.streams
     assert not core._outgoing.buffered
     assert not core._outgoing._blocked
     assert not any(core._outgoing._carried.values())
-    for pending in (core._windows, core._ends, core._stops, core._gone, core._unreported):
+    for pending in (core._windows, core._ends, core._stops, core._unreported):
         assert not pending
     assert core._live_remote == 0
     ahead = core._streams_limit - core._opened_remote
@@ -233,9 +233,11 @@ class World:
         if not self.quic or isinstance(queue[0], Made | Closed):
             return [0]
         first = next((n for n, event in enumerate(queue) if not isinstance(event, StreamData)), None)
-        return [n for n, event in enumerate(queue) if isinstance(event, StreamData) or n == first and (
-            not isinstance(event, Closed) or n == 0
-        )]
+        return [
+            n
+            for n, event in enumerate(queue)
+            if isinstance(event, StreamData) or (n == first and (not isinstance(event, Closed) or n == 0))
+        ]
 
     def deliver(self, wire: Wire, side: int, index: int = 0) -> None:
         event = wire.queues[side].pop(index)
@@ -410,9 +412,7 @@ class World:
     def check_end(self) -> None:
         """Each side has read all that the other wrote, or its stream ended otherwise, in a way that was told."""
         ended = {action.session for side in self.sides for action in side.log if isinstance(action, Ended)}
-        others = {
-            (half.session.mine, half.session.theirs, half.core.id): half for half in self.sides[1].halves
-        }
+        others = {(half.session.mine, half.session.theirs, half.core.id): half for half in self.sides[1].halves}
         for half in self.sides[0].halves:
             if half.session in ended:
                 continue

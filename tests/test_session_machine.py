@@ -4,10 +4,17 @@ from collections import Counter
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from pairs import Half, Wire, World
 
-EXAMPLES = 250
+EXAMPLES = 600
 STEPS = 60
 explored: Counter[str] = Counter()
 

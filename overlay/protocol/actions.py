@@ -1,4 +1,4 @@
-"""What `PeerCore` asks its shell to do and to tell."""
+"""What `PeerCore` asks its shell to do and to tell, and its settings."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -78,3 +78,13 @@ class CloseConnection:
 
 
 Action = Attached | Suspected | Recovered | Lingering | Ended | Answered | CloseConnection
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """Times in seconds."""
+
+    linger: float = 120.0
+    handshake_timeout: float = 20.0
+    keepalive: float = 15.0
+    idle_timeout: float = 30.0

@@ -1,4 +1,13 @@
-"""The connections to one peer: where each stands, which of them carry the session, and which one is sent on. Pure."""
+"""The connections to one peer: where each stands, which of them carry the session, and which one is sent on. Pure.
+
+phase          frames that may come
+AWAIT_HELLO    HELLO
+AWAIT_ACCEPT   ACCEPT, PING
+CHALLENGED     PING, PONG; frames and bytes of the session, held up to 64 KiB until the verdict
+ATTACHED       all but HELLO and ACCEPT
+DRAINING       the same; nothing new is sent
+CLOSED         none: what was under way is ignored
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +16,7 @@ from typing import Final
 
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
-from overlay.protocol.frames import MINIMUM_STREAMS, MINIMUM_WINDOW, Hello, ProtocolViolation, StreamData
+from overlay.protocol.frames import MINIMUM_STREAMS, MINIMUM_WINDOW, Hello, Ping, ProtocolViolation, StreamData, encode
 from overlay.protocol.liveness import Liveness, Progress
 from overlay.protocol.selection import Candidate, select, surplus
 from overlay.protocol.session import SessionCore, SessionFrame
@@ -18,6 +27,12 @@ HELD_EVENTS: Final = 1024
 """Frames and pieces that are held until then: the bytes alone would allow 65,536 objects of one byte each."""
 EARLY_PIECES: Final = 256
 """Pieces that are sent until then; a network may cut each 64 KiB of them into some 60 more."""
+MAX_INBOUND: Final = 32
+"""Open connections that one peer may have dialled: far more than there are transports and address families."""
+DRAIN_TIMEOUT: Final = 5.0
+"""How long a retired connection may deliver what is under way."""
+VERDICT_TIMEOUT: Final = 1.0
+"""How long the old connections of a peer that seems to have restarted may take to answer, at least."""
 
 
 class Phase(Enum):
@@ -118,6 +133,21 @@ class Link:
             raise ProtocolViolation(CloseCode.FLOW_CONTROL_ERROR, "too much before the connection is accepted")
         self.held.append(event)
 
+    def ping(self, nonce: int, now: float) -> int:
+        """Ask whether the peer lives; the nonce."""
+        self.pings[nonce] = now
+        self.frames.append(encode(Ping(nonce)))
+        return nonce
+
+    def update(self, in_flight: bool, now: float) -> None:
+        """Tell the watch what is outstanding."""
+        if self.liveness is None:
+            return
+        if self.spoke:
+            self.spoke = False
+            self.liveness.sent(now)
+        self.liveness.outstanding(in_flight or bool(self.pings), now)
+
 
 class Links:
     """All connections to one peer, by number.
@@ -131,9 +161,11 @@ class Links:
         self.selected: Link | None = None
         self._smaller = smaller
 
-    def open_inbound(self) -> int:
-        """How many that the peer has dialled are open."""
-        return sum(not link.dialled_by_us and link.phase is not Phase.CLOSED for link in self.all.values())
+    @property
+    def crowded(self) -> bool:
+        """Whether more than MAX_INBOUND that the peer has dialled are open."""
+        inbound = sum(not link.dialled_by_us and link.phase is not Phase.CLOSED for link in self.all.values())
+        return inbound > MAX_INBOUND
 
     def carrying(self, session: SessionState | None) -> list[Link]:
         """Those that carry the session, draining ones too."""
@@ -148,6 +180,8 @@ class Links:
         chosen = select(map(self._candidate, self.carrying(session)))
         if chosen is not None:
             self.selected = self.all[chosen]
+            # For want of a better one even a silent connection is sent on: that has to be forsaken anew.
+            self.selected.forsaken = False
         elif session is not None and session.early and not session.connected:
             waiting = (one for one in self.all.values() if one.phase is Phase.AWAIT_ACCEPT and one.session is session)
             self.selected = next(waiting, None)

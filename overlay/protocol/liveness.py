@@ -126,15 +126,15 @@ class Liveness:
             self._check_at = progress.at + self._keepalive
             return Verdict.FINE
         silent_since = max(progress.at, min(waiting))
-        if now - silent_since >= self._idle_timeout:
+        if now >= silent_since + self._idle_timeout:
             self._check_at = now + self._idle_timeout
             return Verdict.DEAD
         if self.suspect:
             self._check_at = now + RECHECK
             return Verdict.FINE
-        patience = self._patience(progress.probe_timeout)
-        if now - silent_since < patience:
-            self._check_at = silent_since + patience
+        patient_until = silent_since + self._patience(progress.probe_timeout)
+        if now < patient_until:
+            self._check_at = patient_until
             return Verdict.FINE
         self.suspect = True
         self._suspected_at = now

@@ -1,36 +1,17 @@
 """Everything about one peer: which session, over which connections. Pure.
 
-A connection begins with the dialler's HELLO and the acceptor's ACCEPT, which tie it to one pair of *incarnations*, the
-random names of the session at either side, for ever. What may happen:
-
-    HELLO says        we have                   then
-    yours = 0         no session                a new session; ACCEPT
-    yours = 0         theirs unknown or equal   the same session (both dialled, or our ACCEPT was lost); ACCEPT
-    yours = mine      theirs unknown or equal   the same session, resumed; ACCEPT
-    yours unknown     anything                  SESSION_GONE: one side has given up, the other has not
-    a new `mine`      a session                 a challenge: replaces ours only if the connection echoes our nonce, and,
-                                                if the process differs, if ours does not answer a PING (a restart, or a
-                                                second living process, which is refused: DUPLICATE_IDENTITY)
-
-After ACCEPT both sides report with WINDOWs what they have received, closed by SYNC, and continue from there. Until an
+A connection begins with the dialler's HELLO and the acceptor's ACCEPT; `judgement` has the table of what becomes of it.
+After ACCEPT both sides report with WINDOWs what they have received, closed by SYNC, and continue from there. The same
+follows on another connection when one is lost or silent; a SYNC is answered by FIN, RESET and STOP of all streams where
+they are not acknowledged. Until an
 acceptor has read SYNC it sends at most 64 KiB of stream bytes, as does a dialler until ACCEPT: on QUIC they may
 overtake the frame that the other side waits for, and are held there.
-
-    phase          frames that may come
-    AWAIT_HELLO    HELLO
-    AWAIT_ACCEPT   ACCEPT, PING
-    CHALLENGED     PING, PONG; frames and bytes of the session, held up to 64 KiB until the verdict
-    ATTACHED       all but HELLO and ACCEPT
-    DRAINING       the same; nothing new is sent
-    CLOSED         none: what was under way is ignored
 
 Feed it with `connection_made`, `receive`, `connection_lost`, `handle_timeout`; carry out `take_actions` in order; send
 `frames_to_send` of each connection, and of the selected one the session's frames and bytes too.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
 
 from overlay.protocol.actions import (
     Action,
@@ -40,6 +21,7 @@ from overlay.protocol.actions import (
     Ended,
     Ending,
     Lingering,
+    PeerSettings,
     Recovered,
     Suspected,
 )
@@ -59,45 +41,14 @@ from overlay.protocol.frames import (
     Window,
     encode,
 )
-from overlay.protocol.links import ACTIVE, HELD_BYTES, Link, Links, Phase, SessionState
+from overlay.protocol.judgement import Judgement, accept_for, hello_for, judge
+from overlay.protocol.links import ACTIVE, DRAIN_TIMEOUT, VERDICT_TIMEOUT, Link, Links, Phase, SessionState
 from overlay.protocol.liveness import Liveness, Progress, Verdict
 from overlay.protocol.outgoing import Chunk
 from overlay.protocol.session import SessionCore, SessionFrame
 
-__all__ = [
-    "ACTIVE",
-    "HELD_BYTES",
-    "Action",
-    "Answered",
-    "Attached",
-    "CloseConnection",
-    "Ended",
-    "Ending",
-    "Lingering",
-    "PeerCore",
-    "PeerSettings",
-    "Phase",
-    "Recovered",
-    "SessionState",
-    "Suspected",
-]
-
-MAX_INBOUND: Final = 32
-"""Open connections that one peer may have dialled: far more than there are transports and address families."""
-DRAIN_TIMEOUT: Final = 5.0
-"""How long a retired connection may deliver what is under way."""
-VERDICT_TIMEOUT: Final = 1.0
-"""How long the old connections of a peer that seems to have restarted may take to answer, at least."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSettings:
-    """Times in seconds."""
-
-    linger: float = 120.0
-    handshake_timeout: float = 20.0
-    keepalive: float = 15.0
-    idle_timeout: float = 30.0
+__all__ = ["Action", "Answered", "Attached", "CloseConnection", "Ended", "Ending", "Lingering"]
+__all__ += ["PeerCore", "PeerSettings", "Phase", "Recovered", "SessionState", "Suspected"]
 
 
 class PeerCore:
@@ -187,7 +138,7 @@ class PeerCore:
         link = self._links.selected if connection is None else self._links.all.get(connection)
         if link is None or link.phase not in ACTIVE:
             return None
-        return self._ping(link, now)
+        return link.ping(self._random(), now)
 
     # ---------------------------------------------------------------- inputs
 
@@ -207,7 +158,7 @@ class PeerCore:
         self._links.all[connection] = link
         if not dialled_by_us:
             link.deadline = now + self._settings.handshake_timeout
-            if self._links.open_inbound() > MAX_INBOUND:
+            if self._links.crowded:
                 self._close(link, CloseCode.BUSY, "too many connections", now)
             return
         session = self.begin()
@@ -218,20 +169,8 @@ class PeerCore:
         link.dial = self._dials
         link.session = session
         link.acknowledged = session.core.acknowledged_offsets()
-        limits = session.core.limits
-        link.frames.append(
-            encode(
-                Hello(
-                    process=self._process,
-                    mine=session.mine,
-                    yours=session.theirs,
-                    linger=self._linger,
-                    dial=link.dial,
-                    streams=limits.streams,
-                    window=limits.window,
-                )
-            )
-        )
+        hello = hello_for(session, process=self._process, linger=self._linger, dial=link.dial)
+        link.frames.append(encode(hello))
         self._links.reselect(self.session)
 
     def receive(self, connection: int, event: Event, now: float) -> None:
@@ -246,7 +185,7 @@ class PeerCore:
         except ProtocolViolation as violation:
             self._close(link, violation.code, violation.reason, now)
         if self._draining:
-            self._settle_all(now)
+            self._settle(now)
         self._judge_again(now)
 
     def receive_stream(self, connection: int, stream: int, offset: int, data: bytes, now: float) -> None:
@@ -285,7 +224,13 @@ class PeerCore:
         if not by_peer or not session.connected or self._links.answering(session):
             return
         if code == CloseCode.SESSION_GONE:
-            self._end(Ending.GONE, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
+            # One that waits for the verdict with another process's name tells why it is gone.
+            anew = any(
+                one.phase is Phase.CHALLENGED and one.proven and one.hello and one.hello.process != session.process
+                for one in self._links.all.values()
+            )
+            why = Ending.RESTARTED if anew else Ending.GONE
+            self._end(why, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
         elif code in {CloseCode.DUPLICATE_IDENTITY, CloseCode.REFUSED} and was is Phase.AWAIT_ACCEPT:
             self._end(Ending.REFUSED, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
 
@@ -305,14 +250,9 @@ class PeerCore:
 
     def update(self, now: float) -> None:
         """Tell each connection's watch what is outstanding; call it after sending."""
-        if self.session is None:
-            return
-        for link in self._links.all.values():
-            if link.liveness is not None:
-                if link.spoke:
-                    link.spoke = False
-                    link.liveness.sent(now)
-                link.liveness.outstanding(bool(link.pings) or self.session.core.in_flight(link.id), now)
+        if self.session is not None:
+            for link in self._links.carrying(self.session):
+                link.update(self.session.core.in_flight(link.id), now)
 
     # ---------------------------------------------------------------- outputs
 
@@ -351,8 +291,6 @@ class PeerCore:
             link.early_bytes += len(chunk.data)
             link.early_pieces += 1
         return chunk
-
-    # ---------------------------------------------------------------- frames
 
     def _receive(self, link: Link, event: Event, now: float) -> None:
         match link.phase, event:
@@ -396,11 +334,13 @@ class PeerCore:
             case StreamData():
                 session.core.receive_stream(event.stream, event.offset, event.data, now)
             case Sync():
-                if not link.synced:
-                    link.synced = True
-                    link.acknowledged.clear()
-                    self._forsake_silent()
-                    session.core.resume()
+                if link.synced:
+                    # The peer has lost a connection: what it said there of streams that have ended is gone.
+                    session.core.repeat_state()
+                link.synced = True
+                link.acknowledged.clear()
+                self._forsake_silent()
+                session.core.resume()
             case Window() if not link.synced and event.received < link.acknowledged.get(event.stream, 0):
                 raise ProtocolViolation(
                     CloseCode.FLOW_CONTROL_ERROR,
@@ -417,43 +357,38 @@ class PeerCore:
         except ProtocolViolation as violation:
             self._close(link, violation.code, violation.reason, now)
 
-    # ---------------------------------------------------------------- hello and accept
-
     def _judge(self, link: Link, now: float) -> None:
-        """Decide on a HELLO by the table at the head of this module."""
+        """Do with it as its HELLO deserves."""
         hello, session = link.hello, self.session
         assert hello is not None  # noqa: S101 - only judged with a HELLO
-        if hello.yours not in {0, session.mine if session else 0}:
-            self._close(link, CloseCode.SESSION_GONE, "that session is not known here", now)
-        elif session is None:
-            session = self._new_session(chosen=False)
-            if session is None:
-                self._close(link, CloseCode.BUSY, "no memory for another session", now)
-                return
-            self.session = session
-            self._accept(link, session, now)
-        elif session.theirs in {0, hello.mine}:
-            self._accept(link, session, now)
-        elif not link.proven:
-            if link.phase is not Phase.CHALLENGED:
+        match judge(hello, session, proven=link.proven, attached=bool(self.attached)):
+            case Judgement.GONE:
+                self._close(link, CloseCode.SESSION_GONE, "that session is not known here", now)
+            case Judgement.NEW:
+                self._begin_with(link, now)
+            case Judgement.SAME:
+                self._accept(link, now)
+            case Judgement.CHALLENGE if link.phase is not Phase.CHALLENGED:
                 link.phase = Phase.CHALLENGED
                 link.deadline = now + self._settings.handshake_timeout
                 link.nonce = self._random()
                 link.frames.append(encode(Ping(link.nonce)))
-        elif hello.process == session.process:
-            self._replace(link, Ending.GONE, now)
-        elif not self.attached:
-            self._replace(link, Ending.RESTARTED, now)
-        elif link.asked is not session:
-            # The echo came; now the old connections have their say.
-            link.asked = session
-            link.asked_at = now
-            patience = VERDICT_TIMEOUT
-            for other in self.attached:
-                probe = self._links.all[other].watch().probe_timeout
-                patience = max(patience, 3 * (probe or 0))
-                self._ping(self._links.all[other], now)
-            link.deadline = now + patience
+            case Judgement.REPLACE:
+                self._replace(link, Ending.GONE, now)
+            case Judgement.RESTART:
+                self._replace(link, Ending.RESTARTED, now)
+            case Judgement.ASK if link.asked is not session:
+                self._ask(link, now)
+
+    def _ask(self, link: Link, now: float) -> None:
+        """The echo came; now the old connections have their say."""
+        link.asked = self.session
+        link.asked_at = now
+        patience = VERDICT_TIMEOUT
+        for other in self._links.carrying(self.session):
+            patience = max(patience, 3 * (other.watch().probe_timeout or 0))
+            other.ping(self._random(), now)
+        link.deadline = now + patience
 
     def _judge_again(self, now: float) -> None:
         """Those who wait for a verdict get it now, if the state that stood against them has changed."""
@@ -463,28 +398,17 @@ class PeerCore:
                 if link.phase is Phase.CHALLENGED and link.proven:
                     self._judge(link, now)
 
-    def _accept(self, link: Link, session: SessionState, now: float) -> None:
-        hello = link.hello
+    def _accept(self, link: Link, now: float) -> None:
+        hello, session = link.hello, self.session
         assert hello is not None  # noqa: S101 - only called with a HELLO
+        assert session is not None  # noqa: S101 - and with a session
         session.theirs = hello.mine
         session.process = hello.process
         session.linger = min(self._settings.linger, hello.linger / 1000)
         link.session = session
         link.dial = hello.dial
         link.acknowledged = session.core.acknowledged_offsets()
-        limits = session.core.limits
-        link.frames.append(
-            encode(
-                Accept(
-                    process=self._process,
-                    mine=session.mine,
-                    yours=hello.mine,
-                    linger=self._linger,
-                    streams=limits.streams,
-                    window=limits.window,
-                )
-            )
-        )
+        link.frames.append(encode(accept_for(session, hello, process=self._process, linger=self._linger)))
         session.core.peer_granted(hello.streams, hello.window)
         self._attach(link, session, now)
 
@@ -513,15 +437,13 @@ class PeerCore:
         session.linger_until = None
         link.phase = Phase.ATTACHED
         link.deadline = None
+        settings = self._settings
         link.liveness = Liveness(
-            now,
-            keepalive=self._settings.keepalive,
-            idle_timeout=self._settings.idle_timeout,
-            watch=link.watch,
+            now, keepalive=settings.keepalive, idle_timeout=settings.idle_timeout, watch=link.watch
         )
         link.frames += session.core.report()
         link.frames.append(encode(Sync()))
-        session.core.repeat_state(windows=False)
+        session.core.repeat_state()
         self._actions.append(Attached(link.id, session, first))
         self._links.reselect(self.session)
         for one in self._links.surplus(session):
@@ -531,11 +453,14 @@ class PeerCore:
     def _replace(self, link: Link, why: Ending, now: float) -> None:
         """The peer has begun anew: our session is over, the connection's begins."""
         self._end(why, now, close=CloseCode.SESSION_GONE, reason="replaced")
+        self._begin_with(link, now)
+
+    def _begin_with(self, link: Link, now: float) -> None:
         self.session = self._new_session(chosen=False)
         if self.session is None:
             self._close(link, CloseCode.BUSY, "no memory for another session", now)
         else:
-            self._accept(link, self.session, now)
+            self._accept(link, now)
 
     def _new_session(self, *, chosen: bool) -> SessionState | None:
         granted = self._grant(chosen)
@@ -545,15 +470,13 @@ class PeerCore:
         core = SessionCore(even=self._smaller, limits=limits, budget=budget)
         return SessionState(core, budget, self._random() or 1, self._settings.linger)
 
-    # ---------------------------------------------------------------- losing, retiring, choosing
-
     def _leave(self, link: Link, session: SessionState, now: float) -> None:
         """A connection carries the session no longer."""
         others = any(one.phase is Phase.ATTACHED for one in self._links.carrying(self.session))
         session.core.forsake(link.id, wait=not others)
         self._links.reselect(self.session)
         if others:
-            session.core.repeat_state()
+            self._repeat(session)
         elif session.connected and session.linger_until is None:
             session.linger_until = now + session.linger
             self._actions.append(Lingering(session))
@@ -561,30 +484,26 @@ class PeerCore:
     def _drain(self, link: Link, now: float) -> None:
         if link.phase is Phase.ATTACHED:
             link.phase = Phase.DRAINING
-            self._draining = True
             link.deadline = now + DRAIN_TIMEOUT
+            self._draining = True
             self._links.reselect(self.session)
-        self._settle(link, now)
+        self._settle(now)
 
-    def _settle(self, link: Link, now: float) -> None:
-        """A draining connection on which nothing of ours is under way any more: say so, or close it."""
-        if link.phase is not Phase.DRAINING or link.session is None or link.session.core.in_flight(link.id):
-            return
-        self._drained(link, now)
-
-    def _settle_all(self, now: float) -> None:
+    def _settle(self, now: float) -> None:
+        """Go on with draining connections on which nothing of ours is under way any more."""
         draining = [link for link in self._links.all.values() if link.phase is Phase.DRAINING]
         self._draining = bool(draining)
         for link in draining:
-            self._settle(link, now)
+            if link.session is not None and not link.session.core.in_flight(link.id):
+                self._drained(link, now)
 
     def _drained(self, link: Link, now: float) -> None:
         if link.retired_by_peer:
             self._close(link, CloseCode.RETIRED, "", now)
         elif not link.retire_sent:
             link.retire_sent = True
-            link.frames.append(encode(Retire()))
             link.deadline = now + DRAIN_TIMEOUT
+            link.frames.append(encode(Retire()))
 
     def _forsake_silent(self) -> None:
         """With an answering connection at hand, what a silent one carries goes out again, credit included."""
@@ -595,7 +514,19 @@ class PeerCore:
             if link.suspect and not link.forsaken:
                 link.forsaken = True
                 session.core.forsake(link.id, wait=False)
-                session.core.repeat_state()
+                self._repeat(session)
+
+    def _repeat(self, session: SessionState) -> None:
+        """Say again on the selected connection what may have been lost on another, and ask the peer to do so, too.
+
+        A stream that has ended is forgotten, so a GONE cannot be said again; the peer has to ask by its FIN or RESET.
+        """
+        link = self._links.selected
+        if link is None or link.phase is not Phase.ATTACHED:
+            return
+        link.frames += session.core.report()
+        link.frames.append(encode(Sync()))
+        session.core.repeat_state()
 
     def _recovered(self, link: Link) -> None:
         link.forsaken = False
@@ -627,14 +558,6 @@ class PeerCore:
             if link.session is session:
                 self._close(link, close, reason, now)
 
-    # ---------------------------------------------------------------- time
-
-    def _ping(self, link: Link, now: float) -> int:
-        nonce = self._random()
-        link.pings[nonce] = now
-        link.frames.append(encode(Ping(nonce)))
-        return nonce
-
     def _ponged(self, link: Link, pong: Pong, now: float) -> None:
         sent = link.pings.pop(pong.nonce, None)
         if sent is None:
@@ -662,14 +585,14 @@ class PeerCore:
         assert link.liveness is not None  # noqa: S101 - only called with one
         match link.liveness.check(now):
             case Verdict.SUSPECT:
-                self._ping(link, now)
+                link.ping(self._random(), now)
                 self._actions.append(Suspected(link.id))
                 self._links.reselect(self.session)
                 self._forsake_silent()
             case Verdict.RECOVERED:
                 self._recovered(link)
             case Verdict.KEEPALIVE:
-                self._ping(link, now)
+                link.ping(self._random(), now)
             case Verdict.DEAD:
                 self._close(link, CloseCode.SILENT, "nothing was heard for too long", now)
             case Verdict.FINE:

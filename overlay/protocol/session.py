@@ -3,7 +3,7 @@
 The session knows connections only as numbers (*carriers*) on which something was sent. It does not care which of them
 exists: a carrier that is lost is `forsake`-n, and what it carried goes out again over the next one. All that must
 arrive is state, not events: credit, acknowledgements, FIN, RESET, STOP and GONE are recomputed from the tables, so
-`repeat_state` is the whole of recovery.
+`report` and `repeat_state` are the whole of recovery.
 
 The way of a byte: `write` puts it into a send buffer; `data_to_send` takes pieces in the order control-priority, bulk,
 by round robin; `receive_stream` on the other side reassembles by offset; `read` hands it out and makes room. What is
@@ -266,11 +266,9 @@ class SessionCore:
                     self._changed[stream] = None
                 self.reset(stream, frame.code)
 
-    def repeat_state(self, *, windows: bool = True) -> None:
-        """Mark everything that is not acknowledged to be sent again: credit and acknowledgements, ends."""
+    def repeat_state(self) -> None:
+        """Mark what is not acknowledged, beside the bytes and WINDOWs, to be sent again: STREAMS, FIN, RESET, STOP."""
         for stream in self.streams.values():
-            if windows:
-                self._windows[stream] = None
             sending, receiving = stream.sending, stream.receiving
             if sending.final is not None and not sending.done:
                 self._ends[stream] = None
@@ -351,7 +349,8 @@ class SessionCore:
 
     def report(self) -> list[bytes]:
         """WINDOW for every stream: where the peer has to continue after an attach."""
-        return list(self._take_windows(dict.fromkeys(self.streams.values())))
+        self._windows = dict.fromkeys(self.streams.values())
+        return list(self._take_windows(self._windows))
 
     def data_to_send(self, carrier: int, size: int) -> Chunk | None:
         """The next piece, at most `size` bytes; None when there is nothing to send now."""
@@ -505,7 +504,8 @@ class SessionCore:
             receiving.grown_at = receiving.buffer.consumed
             if self._budget.reserve(larger - receiving.window, spare=SPARE):
                 receiving.window = larger
-        if 2 * (receiving.next_limit - receiving.limit) >= receiving.window:
+        # `next_limit` would say the same; but this is asked for each message that is read.
+        if 2 * (receiving.buffer.consumed + receiving.window - receiving.limit) >= receiving.window:
             self._windows[stream] = None
 
     def _remove_if_done(self, stream: StreamCore) -> None:

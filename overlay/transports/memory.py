@@ -31,6 +31,7 @@ class MemoryConnection(Connection):
     ) -> None:
         super().__init__(peer_id=peer_id, remote=remote, local=local, role=role, handler=handler)
         self.other: MemoryConnection = self
+        self.siblings: set[MemoryConnection] = set()
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(stream_data=False)
         self._queue: list[tuple[int, Callable[[], None]]] = []
@@ -86,14 +87,14 @@ class MemoryConnection(Connection):
             return
         self._send(0, lambda: self.other._end(CloseReason(ClosedBy.PEER, code, reason)))
         self.flush()
-        self._closed = True
+        self._leave()
         self._loop.call_soon(self.handler.closed, self, CloseReason(ClosedBy.US, code, reason))
 
     def abort(self) -> None:
         if self._closed:
             return
         self._queue.clear()
-        self._closed = True
+        self._leave()
         self._loop.call_soon(self.handler.closed, self, CloseReason(ClosedBy.US))
         self._loop.call_soon(self.other._end, CloseReason(ClosedBy.NETWORK, reason="aborted"))
 
@@ -136,8 +137,12 @@ class MemoryConnection(Connection):
 
     def _end(self, reason: CloseReason) -> None:
         if not self._closed:
-            self._closed = True
+            self._leave()
             self.handler.closed(self, reason)
+
+    def _leave(self) -> None:
+        self._closed = True
+        self.siblings.discard(self)
 
 
 class MemoryTransport(Transport):
@@ -169,13 +174,14 @@ class MemoryTransport(Transport):
             peer_id=self._identity.peer_id, remote=self._address, local=address, role=Role.ACCEPTOR, handler=handler
         )
         ours.other, theirs.other = theirs, ours
+        for connection, siblings in ((ours, self._connections), (theirs, target._connections)):
+            connection.siblings = siblings
+            siblings.add(connection)
         try:
             theirs.handler = target._accepted(theirs)
         except HandshakeError as error:
-            theirs._closed = True
+            theirs._leave()
             ours._loop.call_soon(ours._end, CloseReason(ClosedBy.PEER, error.code, str(error)))
-        self._connections.add(ours)
-        target._connections.add(theirs)
         return ours
 
     @property
@@ -186,6 +192,5 @@ class MemoryTransport(Transport):
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         self._listening.pop(self._address, None)
-        for connection in self._connections:
+        for connection in tuple(self._connections):
             connection.abort()
-        self._connections.clear()

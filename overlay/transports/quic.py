@@ -318,10 +318,28 @@ class Engine(QuicConnection):
         """The next event; taking it hands its data over, which earns the peer new credit."""
         event = super().next_event()
         if type(event) is StreamDataReceived:
+            event = self._joined(event)
             self._handed_over += len(event.data)
             if event.stream_id == self.control_in:
                 self._control_handed_over += len(event.data)
         return event
+
+    def _joined(self, event: StreamDataReceived) -> StreamDataReceived:
+        """With the data of the events behind it, if those are of the same stream.
+
+        aioquic makes one of each packet; the session's work is per piece, a tenth of all that receiving costs.
+        """
+        parts = [event.data]
+        events = self._events
+        while events and isinstance(following := events[0], StreamDataReceived):
+            if following.stream_id != event.stream_id:
+                break
+            event = following
+            parts.append(event.data)
+            events.popleft()
+        if len(parts) == 1:
+            return event
+        return StreamDataReceived(b"".join(parts), event.end_stream, event.stream_id)
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)

@@ -31,6 +31,8 @@ MAX_QUEUED: Final = 1024
 """Outgoing datagrams that wait for room in the kernel's buffer; what is beyond is lost, as on any full link."""
 MAX_DATAGRAM: Final = 65_535
 
+MSG_TRUNC: Final = int(socket.MSG_TRUNC)
+"""As the enum's member it costs 2 us for each datagram."""
 IP_PKTINFO: Final[int] = getattr(socket, "IP_PKTINFO", 8)
 """The number on Linux; Python names it from 3.14 on."""
 IPV6_PKTINFO: Final[int] = getattr(socket, "IPV6_PKTINFO", 50)
@@ -220,7 +222,7 @@ class UdpSocket:
                 logger.debug("receiving failed: %s", error)
                 continue
             # Port 0 can only be forged, and nothing can be sent to it.
-            if not size or not remote[1] or flags & socket.MSG_TRUNC:
+            if not size or not remote[1] or flags & MSG_TRUNC:
                 continue
             if self.drop is not None and self.drop():
                 continue

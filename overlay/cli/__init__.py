@@ -1,0 +1,5 @@
+"""The `overlay` command."""
+
+from overlay.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,286 @@
+"""The command line itself: commands, their options, their help."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+
+from overlay import __version__
+from overlay.addresses import Ticket
+from overlay.cli.demo import MIN_SIZE, DemoOptions, demo
+from overlay.cli.output import ExitCode, UsageError, emit, exit_code, fail, out, parse_size, size_text
+from overlay.cli.ping import PingOptions, ping
+from overlay.cli.receive import ReceiveOptions, receive
+from overlay.cli.running import run
+from overlay.cli.send import SendOptions, send
+from overlay.cli.sources import items
+from overlay.config import Config
+from overlay.errors import OverlayError
+from overlay.identity import Identity, PeerId
+
+EXIT_CODES: Final = """Exit codes: 0 done; 1 other failure; 2 wrong usage; 3 unreachable; 4 somebody else answers
+(wrong identity); 5 lost after it was connected; 6 refused by the other side; 130 interrupted."""
+
+# Typer brings its own copy of click; the base of its usage errors has no public name there.
+_CLICK_ERROR: Final[type[BaseException]] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+IdentityFile = Annotated[Path | None, typer.Option("--identity", metavar="FILE", help="The file of our key.")]
+Transports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--transport", metavar="NAME", help="Use only this: quic or tcp. Repeatable, the preferred one first."
+    ),
+]
+Listen = Annotated[
+    list[str] | None,
+    typer.Option("--listen", metavar="HOST:PORT", help="Bind this, UDP and TCP alike; port 0: a free one. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+TicketText = Annotated[str, typer.Argument(metavar="TICKET", help="What `overlay receive` has printed.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="For connecting.")]
+Resume = Annotated[
+    float,
+    typer.Option(
+        "--resume-timeout", metavar="SECONDS", min=0.0, help="How long to wait for a new path when all are lost."
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `overlay`; the exit code.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(given or ["--help"], prog_name="overlay", standalone_mode=False)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except (OverlayError, UsageError, OSError) as error:
+        fail(error)
+        return exit_code(error)
+    except _CLICK_ERROR as error:
+        message: Any = error
+        fail(message.format_message())
+        return ExitCode.USAGE
+    return int(code or 0) if given else ExitCode.USAGE
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        out(f"overlay {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=EXIT_CODES)
+def overlay(
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Log to standard error; twice: more.")
+    ] = 0,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Send files to a key instead of an address, over QUIC or TCP, whatever works, even if it breaks on the way.
+
+    On one machine: `overlay receive`. It prints a ticket. On the other one: `overlay send FILE TICKET`.
+
+    To see it survive the loss of UDP, on this machine alone: `overlay demo`.
+    """
+    del version
+    logger = logging.getLogger("overlay")
+    if verbose:
+        logging.basicConfig(format="%(relativeCreated)7d %(levelname)s %(message)s")
+        logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+    else:
+        # What the user has to know is said by the commands.
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+
+
+@app.command("id", epilog="Example: `overlay id --identity work.pem`")
+def id_(identity: IdentityFile = None, json: Json = False) -> None:
+    """Print the key under which `overlay receive` is reached; it is made if there is none."""
+    ours = Identity.load_or_create(identity or default_identity())
+    if json:
+        emit({"peer_id": str(ours.peer_id), "identity": str(ours.path)})
+    else:
+        out(str(ours.peer_id))
+
+
+@app.command(
+    "receive",
+    epilog="""Examples: `overlay receive ~/Downloads` takes files until Ctrl-C.
+
+    `overlay receive --once --from PEERID --max-size 2G` takes what one `overlay send` of that key brings.
+
+    `overlay receive --listen 0.0.0.0:9330` uses a port that a firewall lets through.""",
+)
+def receive_(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where the files go.")] = Path(),
+    identity: IdentityFile = None,
+    listen: Listen = None,
+    transport: Transports = None,
+    once: Annotated[bool, typer.Option("--once", help="End after one `send` command.")] = False,
+    allowed: Annotated[
+        list[str] | None, typer.Option("--from", metavar="PEERID", help="Take files of this key only. Repeatable.")
+    ] = None,
+    max_size: Annotated[
+        int | None,
+        typer.Option("--max-size", metavar="SIZE", parser=parse_size, help="Refuse larger files: 10M, 1.5G."),
+    ] = None,
+    resume_timeout: Resume = 120.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document per line: ready, received.")] = False,
+    until_stdin_ends: Annotated[bool, typer.Option("--until-stdin-ends", hidden=True)] = False,
+) -> NoReturn:
+    """Print a ticket, and take the files that are sent to it.
+
+    Files are checked by SHA-256 and never overwrite anything.
+    """
+    peers = frozenset(map(PeerId.parse, allowed or ()))
+    options = ReceiveOptions(
+        directory=directory,
+        identity=Identity.load_or_create(identity or default_identity()),
+        config=_config(listen, transport, accept=peers.__contains__ if peers else None, resume_timeout=resume_timeout),
+        max_size=max_size,
+        once=once,
+        json=json,
+        until_stdin_ends=until_stdin_ends,
+    )
+    raise typer.Exit(run(receive(options), document=json))
+
+
+@app.command(
+    "send",
+    epilog="""Examples: `overlay send a.jpg b.jpg overlay:abc...@198.51.100.7:9330`
+
+    `tar c DIR | overlay send - --name dir.tar TICKET`
+
+    `overlay send --limit-rate 2M big.iso TICKET` leaves room for others.""",
+)
+def send_(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="What to send; - is standard input.")],
+    ticket: TicketText,
+    identity: IdentityFile = None,
+    listen: Listen = None,
+    transport: Transports = None,
+    timeout: Timeout = 30.0,
+    resume_timeout: Resume = 120.0,
+    limit_rate: Annotated[
+        int | None,
+        typer.Option("--limit-rate", metavar="SIZE", parser=parse_size, help="Bytes per second: 500K, 16M."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What the receiver is to call it.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+) -> NoReturn:
+    """Send files to whoever printed the ticket, and to nobody else.
+
+    The receiver's SHA-256 is compared with ours.
+    """
+    if any(file.startswith("overlay:") for file in files) and not ticket.startswith("overlay:"):
+        raise UsageError("the ticket goes last: overlay send FILE... TICKET")
+    target = Ticket.parse(ticket)
+    config = _config(
+        listen,
+        transport,
+        accept=target.peer_id.__eq__,
+        dial_timeout=timeout,
+        resume_timeout=resume_timeout,
+    )
+    options = SendOptions(
+        items=items(files, name),
+        ticket=target,
+        identity=_fresh(identity),
+        config=config,
+        limit_rate=limit_rate,
+        json=json,
+    )
+    raise typer.Exit(run(send(options), document=json))
+
+
+@app.command("ping", epilog="Example: `overlay ping -c 3 TICKET`")
+def ping_(
+    ticket: TicketText,
+    count: Annotated[
+        int | None, typer.Option("-c", "--count", min=1, help="How often; without it: until Ctrl-C.")
+    ] = None,
+    interval: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.0, help="Between two pings.")] = 1.0,
+    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.01, help="For each answer.")] = 10.0,
+    identity: IdentityFile = None,
+    listen: Listen = None,
+    transport: Transports = None,
+    timeout: Timeout = 30.0,
+    resume_timeout: Resume = 120.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document per line.")] = False,
+) -> NoReturn:
+    """Measure the round-trip time to a key, and show the path that it took."""
+    target = Ticket.parse(ticket)
+    config = _config(
+        listen,
+        transport,
+        accept=target.peer_id.__eq__,
+        dial_timeout=timeout,
+        resume_timeout=resume_timeout,
+    )
+    options = PingOptions(
+        ticket=target,
+        identity=_fresh(identity),
+        config=config,
+        count=count,
+        interval=interval,
+        wait=wait,
+        json=json,
+    )
+    raise typer.Exit(run(ping(options), document=json, precise=True))
+
+
+@app.command("demo", epilog="Example: `overlay demo --size 256M --rate 32M`")
+def demo_(
+    size: Annotated[int, typer.Option("--size", parser=parse_size, metavar="SIZE", help="Of the file.")] = "64M",  # type: ignore[assignment]
+    rate: Annotated[int, typer.Option("--rate", parser=parse_size, metavar="SIZE", help="Bytes per second.")] = "16M",  # type: ignore[assignment]
+    identity: IdentityFile = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+) -> NoReturn:
+    """Send a file between two processes of this machine by key, with all UDP dropped halfway.
+
+    The transfer goes on over TCP, and returns to QUIC as soon as UDP is back. Needs no root, listens on 127.0.0.1
+    only, and leaves nothing behind.
+    """
+    if size < MIN_SIZE:
+        raise UsageError(f"--size is at least {size_text(MIN_SIZE)}, or there is no middle in which to drop UDP")
+    raise typer.Exit(run(demo(DemoOptions(identity=_fresh(identity), size=size, rate=rate, json=json)), document=json))
+
+
+def default_identity() -> Path:
+    """The file of our key where `--identity` names none (XDG Base Directory Specification)."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    # "All paths must be absolute. If an implementation encounters a relative path it should ignore it."
+    base = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
+    return base / "overlay" / "identity.pem"
+
+
+def _fresh(identity: Path | None) -> Identity:
+    return Identity.generate() if identity is None else Identity.load_or_create(identity)
+
+
+def _config(listen: list[str] | None, transports: list[str] | None, **settings: Any) -> Config:
+    if transports:
+        unknown = set(transports) - {"quic", "tcp"}
+        if unknown:
+            raise UsageError(f"--transport is quic or tcp, not {', '.join(sorted(unknown))}")
+        settings["transports"] = tuple(dict.fromkeys(transports))
+    if listen:
+        settings["listen"] = tuple(listen)
+    return Config(**settings)

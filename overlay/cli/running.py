@@ -1,0 +1,85 @@
+"""From a command to the event loop: the loop, signals, errors, the exit code."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from overlay.cli.output import ExitCode, UsageError, emit, error_document, exit_code, fail
+from overlay.errors import OverlayError
+
+try:
+    import uvloop
+except ImportError:
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+else:
+    new_event_loop = uvloop.new_event_loop
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(work: Coroutine[Any, Any, int], *, document: bool = False, precise: bool = False) -> int:
+    """Run a command to its end, and return its exit code.
+
+    SIGINT and SIGTERM cancel it: sessions are closed and temporary files removed. A second signal kills.
+
+    Args:
+        work: the command.
+        document: print errors as a JSON document on standard output, too.
+        precise: take asyncio's own loop. uvloop is faster, but its clock counts whole milliseconds, more than a
+            round trip in a house takes.
+    """
+    try:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop if precise else new_event_loop) as runner:
+            return runner.run(_interruptible(work))
+    except BrokenPipeError:
+        # Nobody reads our output any more; Python must not complain about it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OTHER
+    except Exception as error:  # noqa: BLE001 - the end of the line: everything becomes an exit code
+        if not isinstance(error, OverlayError | UsageError | OSError):
+            fail(f"this is a fault of overlay, please report it: {type(error).__name__}: {error}")
+            if logging.getLogger("overlay").isEnabledFor(logging.INFO):
+                traceback.print_exception(error)
+            return ExitCode.OTHER
+        fail(error)
+        if document:
+            emit(error_document(error))
+        return exit_code(error)
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a task beside the body, and end it with the body. Its failure is raised at the end."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        task.cancel()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, interrupt)
+    await asyncio.wait([task])
+    return ExitCode.INTERRUPTED if interrupted and task.cancelled() else task.result()

@@ -1,0 +1,494 @@
+"""Two views of one relation that differ: who has given up, who has restarted, who is late, who is silent."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pairs import HEADER, Half, Made, Wire, World
+
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.frames import Accept, Control, Hello, Ping, Pong, Retire, StreamData, Sync, Window
+from overlay.protocol.links import HELD_BYTES
+from overlay.protocol.peer import (
+    Answered,
+    Attached,
+    CloseConnection,
+    Ended,
+    Ending,
+    Lingering,
+    PeerSettings,
+    Phase,
+    Recovered,
+    SessionState,
+    Suspected,
+)
+
+
+def endings(world: World, side: int) -> list[Ending]:
+    return [action.why for action in world.sides[side].log if isinstance(action, Ended)]
+
+
+def codes(world: World, side: int) -> list[CloseCode]:
+    """With which codes that side has closed connections."""
+    return [action.code for action in world.sides[side].log if isinstance(action, CloseConnection)]
+
+
+def attached(world: World) -> tuple[list[int], list[int]]:
+    return world.sides[0].core.attached, world.sides[1].core.attached
+
+
+def talk(world: World) -> tuple[Half, Half]:
+    """A stream of side 0 on which 1,000 bytes have been read by side 1."""
+    half = world.open(0)
+    assert half is not None
+    world.write(0, half, 1000)
+    world.settle()
+    other = world.sides[1].halves[-1]
+    assert len(world.read(1, other, 5000)) == 1000
+    world.settle()
+    return half, other
+
+
+def finish_all(world: World) -> None:
+    world.drain()
+    world.check()
+    world.check_end()
+
+
+def test_dial_attaches_both_sides_to_one_session() -> None:
+    world = World()
+    wire = world.connect()
+    assert attached(world) == ([wire.id], [wire.id])
+    assert world.session(0).mine == world.session(1).theirs
+    assert world.session(1).mine == world.session(0).theirs
+    talk(world)
+    finish_all(world)
+
+
+def test_stream_continues_over_the_next_connection() -> None:
+    world = World()
+    wire = world.connect()
+    half, _ = talk(world)
+    world.write(0, half, 3000)
+    world.cut(wire)
+    assert world.sides[0].seen(Lingering)
+    world.write(0, half, 500)
+    world.connect(1, "tcp")
+    finish_all(world)
+    assert not endings(world, 0)
+    assert world.counts["complete"] == 2
+
+
+def test_resume_time_is_the_smaller_of_both_and_ends_the_session() -> None:
+    world = World()
+    world.cut(world.connect())
+    world.tick(119.9)
+    assert not endings(world, 0)
+    world.tick(0.2)
+    assert endings(world, 0) == endings(world, 1) == [Ending.EXPIRED]
+    assert world.sides[0].pool.used == 0
+    assert world.sides[0].core.idle
+
+
+def test_one_has_given_up_and_the_other_lingers() -> None:
+    world = World()
+    wire = world.connect()
+    half, _ = talk(world)
+    world.cut(wire)
+    world.sides[1].core.close_session(world.session(1), world.now)
+    world.pump(1)
+    world.connect(0)
+    assert endings(world, 0) == [Ending.GONE]
+    assert codes(world, 1)[-1] is CloseCode.SESSION_GONE
+    assert half.core.removed
+    world.connect(0)
+    talk(world)
+    finish_all(world)
+
+
+def test_one_has_given_up_and_dials_the_one_that_lingers() -> None:
+    world = World()
+    wire = world.connect()
+    talk(world)
+    world.cut(wire)
+    world.sides[1].core.close_session(world.session(1), world.now)
+    world.pump(1)
+    world.connect(1)
+    assert endings(world, 0) == [Ending.GONE]
+    talk(world)
+    finish_all(world)
+
+
+def test_restart_is_noticed_at_once_when_the_old_connections_are_gone() -> None:
+    world = World()
+    wire = world.connect()
+    half, _ = talk(world)
+    world.restart(1)
+    world.notice(wire, 0)
+    wire.open[0] = False
+    world.sides[0].core.connection_lost(wire.id, world.now, by_peer=False)
+    world.pump(0)
+    world.connect(1)
+    assert endings(world, 0) == [Ending.RESTARTED]
+    assert half.core.removed
+    talk(world)
+    finish_all(world)
+
+
+def test_restart_is_noticed_after_a_while_when_the_old_connections_are_silent() -> None:
+    world = World()
+    old = world.connect()
+    talk(world)
+    world.restart(1)
+    old.open[0] = True
+    world.connect(1)
+    assert not endings(world, 0)
+    world.tick(0.9)
+    assert not endings(world, 0)
+    world.tick(0.2)
+    assert endings(world, 0) == [Ending.RESTARTED]
+    world.settle()
+    talk(world)
+
+
+def test_two_living_processes_with_one_key_the_newcomer_is_refused() -> None:
+    world = World()
+    old = world.connect()
+    half, other = talk(world)
+    incumbent = world.sides[1]
+    world.restart(1)
+    newcomer = world.sides[1]
+    old.lost, old.open[0], old.frozen = False, True, True
+    wire = world.dial(1)
+    for _ in range(3):
+        world.settle()
+        # Frames on the old wire belong to the process that is still there.
+        world.sides[1], old.open[1] = incumbent, True
+        world.pump(1)
+        while old.queues[1]:
+            world.deliver(old, 1)
+        world.sides[1], old.open[1] = newcomer, False
+        while old.queues[0]:
+            world.deliver(old, 0)
+    assert codes(world, 0) == [CloseCode.DUPLICATE_IDENTITY]
+    assert not wire.open[1]
+    assert not endings(world, 0)
+    assert world.sides[0].core.attached == [old.id]
+    assert not half.core.removed
+    assert not other.core.removed
+
+
+def late_hello(world: World) -> Wire:
+    """A connection of side 1's process that dies before its HELLO has arrived."""
+    wire = world.dial(1, "tcp")
+    assert isinstance(wire.queues[0][0], Made)
+    queue = list(wire.queues[0])
+    world.restart(1)
+    wire.queues[0][:] = queue
+    wire.open[0] = True
+    return wire
+
+
+def test_late_hello_of_a_dead_process_does_not_replace_the_new_session() -> None:
+    world = World()
+    ghost = late_hello(world)
+    ghost.frozen = True
+    world.connect(1)
+    session = world.session(0)
+    half, _ = talk(world)
+    ghost.frozen = False
+    world.settle()
+    assert world.sides[0].core._links.all[ghost.id].phase is Phase.CHALLENGED
+    world.tick(25)
+    world.settle()
+    assert codes(world, 0) == [CloseCode.HANDSHAKE_TIMEOUT]
+    assert world.session(0) is session
+    assert not half.core.removed
+
+
+def test_late_hello_that_comes_first_gives_way_to_the_living() -> None:
+    world = World()
+    ghost = late_hello(world)
+    while ghost.queues[0]:
+        world.deliver(ghost, 0)
+    assert world.sides[0].core.attached == [ghost.id]
+    world.connect(1)
+    world.tick(1.1)
+    world.settle()
+    assert endings(world, 0) == [Ending.RESTARTED]
+    talk(world)
+    assert world.sides[0].core.session is not None
+
+
+def test_late_hello_during_our_own_dial_gives_way_to_the_accept() -> None:
+    world = World()
+    ghost = late_hello(world)
+    world.dial(0)
+    half = world.open(0)
+    assert half is not None
+    while ghost.queues[0]:
+        world.deliver(ghost, 0)
+    world.write(0, half, 500)
+    world.settle()
+    assert endings(world, 0) in ([], [Ending.RESTARTED])
+    talk(world)
+
+
+def test_last_acknowledgement_lost_with_its_connection() -> None:
+    world = World()
+    wire = world.connect()
+    half, other = talk(world)
+    world.finish(1, other)
+    world.settle()
+    world.finish(0, half)
+    while wire.queues[1]:
+        world.deliver(wire, 1)
+    world.tick(0.1)
+    world.cut(wire)
+    assert not half.core.removed
+    world.connect(1)
+    assert half.core.removed
+    finish_all(world)
+
+
+def test_retired_connection_that_delivers_late_is_heard_until_it_is_closed() -> None:
+    world = World()
+    first = world.connect(1)
+    half, other = talk(world)
+    first.frozen = True
+    world.write(1, other, 2000)
+    second = world.connect(0)
+    world.tick(0.1)
+    first.frozen = False
+    world.settle()
+    world.tick(0.1)
+    world.settle()
+    assert attached(world) == ([second.id], [second.id])
+    finish_all(world)
+    assert half.read == 2000
+
+
+@settings(max_examples=60, deadline=None)
+@given(order=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), max_size=40), quic=st.booleans())
+def test_simultaneous_dial_ends_with_one_connection_and_both_streams(order: list[tuple[int, int]], quic: bool) -> None:
+    world = World(quic=quic)
+    for side in (0, 1):
+        world.sides[side].core.begin(early=True)
+        assert world.open(side) is not None
+    wires = [world.dial(0), world.dial(1)]
+    for number, side in order:
+        if ready := world.pieces(wires[number], side):
+            world.deliver(wires[number], side, ready[0])
+    world.settle()
+    for _ in range(4):
+        world.tick(0.1)
+        world.settle()
+    assert attached(world) == ([wires[0].id], [wires[0].id])
+    assert len(world.sides[0].halves) == len(world.sides[1].halves) == 2
+    assert not endings(world, 0)
+    finish_all(world)
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (Hello(1, 2, 0, 0, 1), CloseCode.STATE_ERROR),
+        (Accept(1, 2, 3, 0), CloseCode.STATE_ERROR),
+        (Window(0, 10**6, 0), CloseCode.FLOW_CONTROL_ERROR),
+    ],
+)
+def test_frame_out_of_place_closes_its_connection_and_nothing_else(frame: Control, code: CloseCode) -> None:
+    world = World()
+    good = world.connect(0, "quic")
+    bad = world.connect(0, "tcp")
+    talk(world)
+    world.sides[1].core.receive(bad.id, frame, world.now)
+    world.pump(1)
+    world.settle()
+    assert codes(world, 1) == [code]
+    assert attached(world) == ([good.id], [good.id])
+    finish_all(world)
+
+
+@pytest.mark.parametrize("frame", [Accept(1, 2, 3, 0), Ping(1), Pong(1), Sync(), Retire(), Window(0, 0, 0)])
+def test_frame_before_hello_closes_its_connection(frame: Control) -> None:
+    world = World()
+    world.connect(0)
+    wire = world.dial(0, "tcp")
+    world.deliver(wire, 1)
+    world.sides[1].core.receive(wire.id, frame, world.now)
+    world.pump(1)
+    assert codes(world, 1) == [CloseCode.STATE_ERROR]
+    assert len(attached(world)[1]) == 1
+
+
+def test_less_received_than_acknowledged_before_is_refused_at_attach() -> None:
+    world = World()
+    world.cut(world.connect())
+    world.connect(0)
+    talk(world)
+    world.tick(0.1)
+    world.settle()
+    wire = world.dial(0, "tcp")
+    while not any(isinstance(event, Sync) for event in wire.queues[0]):
+        world.deliver(wire, 1)
+    place = next(n for n, event in enumerate(wire.queues[0]) if isinstance(event, Window))
+    wire.queues[0][place] = Window(0, HEADER, 10_000)
+    world.settle()
+    assert codes(world, 0) == [CloseCode.FLOW_CONTROL_ERROR]
+    assert len(attached(world)[0]) == 1
+
+
+@pytest.mark.parametrize(("piece", "count"), [(4096, HELD_BYTES // 4096), (1, 1024)])
+def test_early_bytes_are_held_up_to_their_bound(piece: int, count: int) -> None:
+    world = World()
+    wire = world.dial(0)
+    world.deliver(wire, 1)
+    core = world.sides[1].core
+    for number in range(count):
+        core.receive(wire.id, StreamData(0, number * piece, bytes(piece)), world.now)
+    assert not core.take_actions()
+    core.receive(wire.id, StreamData(0, 0, b"x"), world.now)
+    world.pump(1)
+    assert codes(world, 1) == [CloseCode.FLOW_CONTROL_ERROR]
+
+
+def test_early_bytes_that_overtake_hello_arrive() -> None:
+    world = World(quic=True)
+    world.sides[0].core.begin(early=True)
+    half = world.open(0)
+    assert half is not None
+    world.write(0, half, 2000)
+    wire = world.dial(0)
+    world.deliver(wire, 1)
+    place = next(n for n in world.pieces(wire, 1) if isinstance(wire.queues[1][n], StreamData))
+    world.deliver(wire, 1, place)
+    world.settle()
+    assert len(world.read(1, world.sides[1].halves[0], 5000)) == 2000
+
+
+def test_acceptor_sends_no_more_than_can_be_held_before_sync() -> None:
+    world = World()
+    wire = world.connect(0)
+    half, other = talk(world)
+    world.cut(wire)
+    world.write(1, other, 3000)
+    second = world.dial(0)
+    world.deliver(second, 1)
+    world.sides[1].core._links.all[second.id].early_bytes = HELD_BYTES - 500
+    while second.queues[1]:
+        world.deliver(second, 1)
+    assert sum(len(event.data) for event in second.queues[0] if isinstance(event, StreamData)) == 500
+    finish_all(world)
+    assert half.read == 3000
+
+
+def test_silent_connection_is_suspected_and_its_bytes_go_over_a_living_one() -> None:
+    world = World()
+    quic = world.connect(0, "quic")
+    half, other = talk(world)
+    world.connect(0, "tcp")
+    world.tick(0.1)
+    world.settle()
+    quic.frozen = True
+    world.write(0, half, 3000)
+    assert world.sides[0].core.selected == quic.id
+    for _ in range(10):
+        world.tick(0.1)
+        world.settle()
+    assert world.sides[0].seen(Suspected)
+    assert len(world.read(1, other, 5000)) == 3000
+    quic.frozen = False
+    world.settle()
+    assert world.sides[0].seen(Recovered)
+    assert world.sides[0].core.selected == quic.id
+    finish_all(world)
+
+
+def test_one_that_only_reads_notices_a_dead_connection_too() -> None:
+    """Its credit went into the dead one: without it the writer would stand still."""
+    world = World()
+    quic = world.connect(0, "quic")
+    half, other = talk(world)
+    world.connect(0, "tcp")
+    world.write(0, half, 8000)
+    world.settle()
+    quic.frozen = True
+    world.read(1, other, 4000)
+    for _ in range(20):
+        world.tick(0.1)
+        world.settle()
+        world.read(1, other, 4000)
+    assert other.read == half.written
+
+
+def test_dead_connection_is_closed_and_the_session_lingers() -> None:
+    world = World()
+    wire = world.connect()
+    half, _ = talk(world)
+    wire.frozen = True
+    world.write(0, half, 10)
+    world.tick(32)
+    assert CloseCode.SILENT in codes(world, 0)
+    assert world.sides[0].seen(Lingering)
+
+
+def test_ping_is_answered_with_its_time() -> None:
+    world = World()
+    world.connect()
+    nonce = world.sides[0].core.ping(world.now)
+    world.pump(0)
+    world.now += 0.25
+    world.settle()
+    assert [(one.nonce, one.seconds) for one in world.sides[0].log if isinstance(one, Answered)] == [(nonce, 0.25)]
+
+
+def test_close_acknowledges_first_and_tells_the_peer() -> None:
+    world = World()
+    world.connect()
+    half = world.open(0)
+    assert half is not None
+    world.write(0, half, 100)
+    world.settle()
+    world.sides[1].core.close_session(world.session(1), world.now, reason="done")
+    world.pump(1)
+    world.settle()
+    assert endings(world, 0) == [Ending.CLOSED_BY_PEER]
+    assert half.core.sending.acked == HEADER + 100
+    assert world.sides[0].core.idle
+
+
+@pytest.mark.parametrize("act", [lambda world: world.tick(121), lambda world: None])
+def test_challenger_is_judged_anew_when_the_session_ends(act: Callable[[World], None]) -> None:
+    """A verdict was awaited from connections of a session that is no more."""
+    world = World(settings=PeerSettings(linger=0.5))
+    old = world.connect()
+    world.restart(1)
+    old.open[0] = True
+    world.connect(1)
+    state: SessionState = world.session(0)
+    world.sides[0].core.close_session(state, world.now)
+    world.pump(0)
+    world.settle()
+    assert world.sides[0].core.session is not state
+    assert world.sides[0].core.session is not None
+    act(world)
+    world.check()
+
+
+def test_one_peer_cannot_open_connections_without_end() -> None:
+    world = World()
+    for _ in range(40):
+        wire = world.dial(0)
+        world.deliver(wire, 1)
+    assert codes(world, 1) == [CloseCode.BUSY] * 8
+
+
+def test_no_memory_for_a_session_is_busy() -> None:
+    world = World()
+    world.sides[1].pool.limit = 1000
+    world.connect(0)
+    assert codes(world, 1) == [CloseCode.BUSY]
+    assert world.sides[1].core.idle
+    assert not [one for one in world.sides[0].log if isinstance(one, Attached)]
