@@ -270,11 +270,10 @@ class Bench:
 def table(rows: list[Row], loop: str) -> Table:
     """The result for people."""
     result = Table(title=f"overlay / what one has without it; Python {platform.python_version()}, {loop}")
-    result.add_column("")
+    result.add_column("", no_wrap=True)
     for heading in ("overlay", "rival", "ratio"):
         result.add_column(heading, justify="right", no_wrap=True)
-    result.add_column("better")
-    result.add_column("required")
+    result.add_column("required", no_wrap=True)
     before = ""
     for row in rows:
         if row.transport != before:
@@ -287,7 +286,6 @@ def table(rows: list[Row], loop: str) -> Table:
             f"{median(row.ours):,.1f}",
             f"{median(row.theirs):,.1f}",
             f"{row.ratio:.2f}" if row.ratio is not None else "",
-            row.better,
             f"{row.required or ''}{verdict}",
         )
     return result

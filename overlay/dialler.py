@@ -244,7 +244,9 @@ class Dialler:
         one.stage = "connect"
         transport = one.address.transport or ""
         hosts = [Address.from_sockaddr(transport, info[4]) for info in found]
-        race = Race(plan([(transport, host.host, host.port) for host in hosts], (transport,)), self._attempt, self._discard)
+        race = Race(
+            plan([(transport, host.host, host.port) for host in hosts], (transport,)), self._attempt, self._discard
+        )
         won = await race.run()
         if won is None:
             if self._race is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self
@@ -225,7 +225,7 @@ class Endpoint:
             peer.dialler.learn(address)
         return await peer.dialler.connect(timeout=timeout or self.config.dial_timeout, early=early)
 
-    def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncGenerator[Event, None]:
         """What happens to peers and paths, from this call on, until the endpoint is closed.
 
         At most 1,024 wait for a slow reader; the oldest goes first then.
@@ -234,7 +234,7 @@ class Endpoint:
         self._subscribers.add(queue)
         return self._events(queue)
 
-    async def _events(self, queue: "asyncio.Queue[Event | None]") -> AsyncIterator[Event]:
+    async def _events(self, queue: "asyncio.Queue[Event | None]") -> AsyncGenerator[Event, None]:
         while (self._open or not queue.empty()) and (event := await queue.get()) is not None:
             yield event
 

@@ -8,6 +8,7 @@ schedule it, so that all that one turn of the event loop writes leaves together.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     from overlay.endpoint import Endpoint
 
 logger = logging.getLogger("overlay")
+
+clock = time.monotonic
+"""The time base of every event loop; uvloop's own clock counts whole milliseconds, more than a round trip nearby."""
 
 
 class Peer:
@@ -169,7 +173,7 @@ class Peer:
 
     async def ping(self) -> tuple[float, Path] | None:
         """Ask the peer on the selected connection; None when the connection was lost, or there is none yet."""
-        nonce = self._core.ping(self._loop.time())
+        nonce = self._core.ping(clock())
         if nonce is None:
             await self.dialler.changed()
             return None
@@ -183,7 +187,7 @@ class Peer:
 
     def close_session(self, session: SessionState) -> None:
         """End it on purpose."""
-        self._core.close_session(session, self._loop.time())
+        self._core.close_session(session, clock())
         self._pump()
 
     # ---------------------------------------------------------------- what the dialler asks
@@ -229,7 +233,7 @@ class Peer:
         state = self._core.session
         if state is not None and not state.connected:
             self._failure = failure
-            self._core.close_session(state, self._loop.time())
+            self._core.close_session(state, clock())
             self._pump()
             self._failure = None
 
@@ -243,7 +247,7 @@ class Peer:
     def evict(self) -> None:
         """End a lingering session: others need its memory."""
         if self._core.session is not None:
-            self._core.close_session(self._core.session, self._loop.time(), reason="evicted: memory is short")
+            self._core.close_session(self._core.session, clock(), reason="evicted: memory is short")
             self._pump()
 
     # ---------------------------------------------------------------- ConnectionHandler
@@ -255,11 +259,11 @@ class Peer:
 
     def frame_received(self, connection: Connection, frame: Control) -> None:
         """See `ConnectionHandler`."""
-        self._core.receive(connection.id, frame, self._loop.time())
+        self._core.receive(connection.id, frame, clock())
 
     def stream_received(self, connection: Connection, stream: int, offset: int, data: bytes) -> None:
         """See `ConnectionHandler`."""
-        self._core.receive_stream(connection.id, stream, offset, data, self._loop.time())
+        self._core.receive_stream(connection.id, stream, offset, data, clock())
 
     def datagram_received(self, connection: Connection, data: bytes) -> None:
         """See `ConnectionHandler`. Before its HELLO was judged, a connection's datagrams are dropped."""
@@ -279,7 +283,7 @@ class Peer:
         del self.connections[connection.id]
         self._core.connection_lost(
             connection.id,
-            self._loop.time(),
+            clock(),
             code=reason.code,
             reason=reason.reason,
             by_peer=reason.by is ClosedBy.PEER,
@@ -310,7 +314,7 @@ class Peer:
 
     def _pump(self, flushed: Connection | None = None) -> None:
         core = self._core
-        now = self._loop.time()
+        now = clock()
         self._act()
         for connection in tuple(self.connections.values()):
             frames = core.frames_to_send(connection.id)
@@ -368,7 +372,7 @@ class Peer:
 
     def _timeout(self) -> None:
         self._timer = None
-        self._core.handle_timeout(self._loop.time())
+        self._core.handle_timeout(clock())
         self._pump()
 
     # ---------------------------------------------------------------- actions
@@ -442,7 +446,7 @@ class Peer:
     async def aclose(self) -> None:
         """End everything with this peer; its connections are told."""
         await self.dialler.aclose()
-        now = self._loop.time()
+        now = clock()
         if self._core.session is not None:
             self._core.close_session(self._core.session, now)
         self._pump()
@@ -464,7 +468,7 @@ class Peer:
             rank=self._config.transports.index(connection.transport),
             dialled_by_us=connection.role is Role.DIALER,
             watch=connection_watch,
-            now=self._loop.time(),
+            now=clock(),
         )
         if connection.transport == "quic":
             # Its socket is the one that listens; of TCP we only see a port of the moment.

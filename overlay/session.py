@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from overlay.config import Config
 from overlay.errors import SessionError
@@ -15,6 +16,9 @@ from overlay.streams import Stream
 
 if TYPE_CHECKING:
     from overlay.peer import Peer
+
+MEMORY_RETRY: Final = 0.25
+"""Seconds."""
 
 State = Literal["connecting", "connected", "lingering", "closed"]
 
@@ -97,7 +101,10 @@ class Session:
                 core.handle = stream
                 return stream
             self._may_open.clear()
-            await self._may_open.wait()
+            # Memory that another session gives back wakes nobody here, so look again now and then.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MEMORY_RETRY):
+                    await self._may_open.wait()
 
     async def send_datagram(self, data: bytes) -> None:
         """Send one unreliable message: it arrives once or not at all. Never waits; without a path it is dropped.

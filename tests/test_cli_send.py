@@ -78,6 +78,39 @@ def test_standard_input_is_sent_under_a_name(tmp_path: Path, file: Path) -> None
         assert (receiver.directory / "nothing").read_bytes() == b""
 
 
+def test_a_named_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    """Its writer may come later than we do."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with receiving(tmp_path / "inbox") as receiver, start("send", *LISTEN, fifo, receiver.ticket) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("connected to ")
+        fifo.write_bytes(CONTENT)
+        assert finish(process).code == 0
+        assert (receiver.directory / "fifo").read_bytes() == CONTENT
+
+
+def test_ctrl_c_while_it_waits_for_input(tmp_path: Path) -> None:
+    """A thread that is stuck in read(2) does not hold the process back."""
+    with receiving(tmp_path / "inbox") as receiver:
+        with start("send", *LISTEN, "-", receiver.ticket, stdin=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("connected to ")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(40) == 130
+
+
+def test_a_receiver_whose_reader_is_gone_ends(tmp_path: Path, file: Path) -> None:
+    """As in `overlay receive --json | head -1`: one exit code, no complaints of Python."""
+    with receiving(tmp_path / "inbox") as receiver:
+        assert receiver.process.stdout is not None
+        receiver.process.stdout.close()
+        send(file, receiver.ticket)
+        assert receiver.process.wait(40) == 1
+        assert receiver.process.stderr is not None
+        assert receiver.process.stderr.read() == ""
+
+
 def test_a_limit_holds_the_rate_down(tmp_path: Path, file: Path) -> None:
     """700 KB at 1 MiB/s cannot be through in less than half a second."""
     with receiving(tmp_path / "inbox") as receiver:

@@ -20,7 +20,7 @@ class TestTcp(Conformance):
 
     @contextmanager
     def stalled_handshake(self, address: Address) -> Iterator[object]:
-        with closing(socket.create_connection(address.sockaddr())) as sock:
+        with closing(socket.create_connection((address.host, address.port))) as sock:
             sock.sendall(b"\x16")
             yield sock
 

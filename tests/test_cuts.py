@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from relay import Relay
+from weather import Relay
 
 from overlay import Address, Ticket
 

@@ -65,7 +65,11 @@ async def test_connections_are_aborted_again_and_again_under_a_transfer(transpor
         cuts = 0
         while cuts < 8 and not echoing.done():
             side, peer = ((it.dialler, it.acceptor), (it.acceptor, it.dialler))[cuts % 2]
-            await until(lambda: echoing.done() or any(one.bytes_received > BLOCK for one in connections(side, peer.peer_id)))  # noqa: B023, E501
+
+            def flows(side: Endpoint = side, peer: Endpoint = peer) -> bool:
+                return any(one.bytes_received > BLOCK for one in connections(side, peer.peer_id))
+
+            await until(lambda flows=flows: echoing.done() or flows())  # type: ignore[misc]
             for connection in connections(side, peer.peer_id):
                 connection.abort()
                 cuts += 1

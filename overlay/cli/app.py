@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(given or ["--help"], prog_name="overlay", standalone_mode=False)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads our output any more; Python must not complain about it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OTHER
     except (OverlayError, UsageError, OSError) as error:
         fail(error)
         return exit_code(error)
@@ -243,7 +247,7 @@ def ping_(
         wait=wait,
         json=json,
     )
-    raise typer.Exit(run(ping(options), document=json, precise=True))
+    raise typer.Exit(run(ping(options), document=json))
 
 
 @app.command("demo", epilog="Example: `overlay demo --size 256M --rate 32M`")

@@ -107,7 +107,7 @@ async def _transfer(
     digest: str,
 ) -> Result:
     item = Item(str(directory / FILE_NAME), FILE_NAME)
-    config = Config(listen=(LISTEN,))
+    config = Config(listen=(LISTEN,), accept=ticket.peer_id.__eq__)
     async with Endpoint(options.identity, config) as endpoint, endpoint.connect(ticket) as session:
         weather = Weather(endpoint, session, options.size, options.rate)
         notes = None if options.json else console
@@ -118,8 +118,11 @@ async def _transfer(
                     receipt = await send_file(session, item, source, weather, advance)
         seconds = time.monotonic() - began
         weather.finish(receipt.gaps)
-    async with asyncio.timeout(CHILD_TIMEOUT):
-        await child.wait()
+    try:
+        async with asyncio.timeout(CHILD_TIMEOUT):
+            await child.wait()
+    except TimeoutError:
+        raise DemoFailed("the receiving process did not end in time") from None
     received = await asyncio.to_thread(_hash_file, directory / "inbox" / FILE_NAME)
     return Result(receipt, digest, received, seconds, weather.records)
 

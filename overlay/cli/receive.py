@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from rich.console import Console
 
@@ -56,7 +57,7 @@ async def receive(options: ReceiveOptions) -> int:
             _announce(str(endpoint.ticket), options, receiver.console)
             if not options.once:
                 # Until a signal cancels this task.
-                await asyncio.get_running_loop().create_future()
+                await receiver.broken
             return await receiver.first_sender_done()
 
 
@@ -71,11 +72,14 @@ class Receiver:
 
     def __init__(self, inbox: Inbox, *, once: bool, json: bool) -> None:
         self.console: Console = stderr_console()
+        self.broken: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """Fails when nobody reads our reports any more."""
         self._inbox = inbox
         self._json = json
         self._once = once
         self._worst = ExitCode.DONE
         self._active = 0
+        self._counted: WeakKeyDictionary[Session, dict[str, int]] = WeakKeyDictionary()
         self._idle = asyncio.Event()
         self._first: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
 
@@ -88,20 +92,21 @@ class Receiver:
         await session.wait_closed()
         # The handlers of its streams notice the end in their own turn.
         await self._idle.wait()
-        return self._worst
+        return await self.broken if self.broken.done() else self._worst
 
     async def handle(self, stream: Stream) -> None:
         """Receive one file: the handler of `file/1` streams."""
         ours = self._claim(stream.session)
-        if not ours:
-            await self._handle(stream, ours=False)
-            return
-        self._active += 1
-        self._idle.clear()
+        self._active += ours
+        if ours:
+            self._idle.clear()
         try:
-            await self._handle(stream, ours=True)
+            await self._handle(stream, ours=ours)
+        except BrokenPipeError as error:
+            if not self.broken.done():
+                self.broken.set_exception(error)
         finally:
-            self._active -= 1
+            self._active -= ours
             if not self._active:
                 self._idle.set()
 
@@ -137,20 +142,24 @@ class Receiver:
         if not ours:
             raise Refused(Code.BUSY, "this receiver takes the files of one sender only, and has one")
         began = time.monotonic()
-        before = _received_by_transport(stream.session)
         meter = GapMeter(began)
         with self._inbox.receive(header) as incoming:
             digest = await _write(stream, incoming, meter)
             # A thread, because the disk may take seconds; shielded, because the descriptor must outlive it.
             await _finish(asyncio.create_task(asyncio.to_thread(incoming.publish, digest)))
-            after = _received_by_transport(stream.session)
             return Receipt(
                 size=incoming.size,
                 sha256=digest.hex(),
                 seconds=time.monotonic() - began,
                 gaps=meter.gaps,
-                bytes_by_transport={name: count - before.get(name, 0) for name, count in after.items()},
+                bytes_by_transport=self._traffic_since(stream.session),
             )
+
+    def _traffic_since(self, session: Session) -> dict[str, int]:
+        """Bytes that the session has received since the last call, or since its beginning."""
+        before = self._counted.get(session, {})
+        after = self._counted[session] = {name: received for name, (_, received) in session.traffic.items()}
+        return {name: count - before.get(name, 0) for name, count in after.items()}
 
     def _received(self, stream: Stream, name: str, receipt: Receipt) -> None:
         sender = stream.session.peer_id
@@ -231,8 +240,6 @@ async def _finish(task: "asyncio.Task[None]") -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        # It may have been a refusal; there is nobody left to tell.
+        task.exception()
         raise
-
-
-def _received_by_transport(session: Session) -> dict[str, int]:
-    return {name: received for name, (_, received) in session.traffic.items()}

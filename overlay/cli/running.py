@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -23,24 +21,21 @@ else:
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(work: Coroutine[Any, Any, int], *, document: bool = False, precise: bool = False) -> int:
+def run(work: Coroutine[Any, Any, int], *, document: bool = False) -> int:
     """Run a command to its end, and return its exit code.
 
-    SIGINT and SIGTERM cancel it: sessions are closed and temporary files removed. A second signal kills.
+    SIGINT and SIGTERM cancel it: sessions are closed and temporary files removed. A second signal kills. Errors are
+    printed; only a BrokenPipeError is raised, as there is nobody to print it for.
 
     Args:
         work: the command.
         document: print errors as a JSON document on standard output, too.
-        precise: take asyncio's own loop. uvloop is faster, but its clock counts whole milliseconds, more than a
-            round trip in a house takes.
     """
     try:
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop if precise else new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_interruptible(work))
     except BrokenPipeError:
-        # Nobody reads our output any more; Python must not complain about it again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OTHER
+        raise
     except Exception as error:  # noqa: BLE001 - the end of the line: everything becomes an exit code
         if not isinstance(error, OverlayError | UsageError | OSError):
             fail(f"this is a fault of overlay, please report it: {type(error).__name__}: {error}")
@@ -62,8 +57,9 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
+        error = None if task.cancelled() else task.exception()
+    if error is not None:
+        raise error
 
 
 async def _interruptible(work: Coroutine[Any, Any, int]) -> int:

@@ -163,6 +163,10 @@ async def send_file(
             for task in (upload, answer):
                 task.cancel()
             await asyncio.wait((upload, answer))
+            for task in (upload, answer):
+                if not task.cancelled():
+                    # What broke the connection breaks both; one of them has been raised.
+                    task.exception()
     if receipt.sha256 != digest:
         raise TransferError(f"the receiver has got something else: its SHA-256 of {item.name} differs from ours")
     return receipt

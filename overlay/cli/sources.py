@@ -6,7 +6,7 @@ import queue
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +69,16 @@ class Item:
             OSError: it cannot be opened (any more).
         """
         if self.path == STANDARD_INPUT:
-            yield _source(sys.stdin.fileno(), self.path)
-            return
-        # Non-blocking, or the open of a FIFO without a writer could not be interrupted.
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.set_blocking(descriptor, True)
-            yield _source(descriptor, self.path)
-        finally:
-            os.close(descriptor)
+            descriptor = sys.stdin.fileno()
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                yield FileSource(descriptor, self.path)
+            else:
+                yield PipeSource(lambda: descriptor)
+        elif stat.S_ISREG(Path(self.path).stat().st_mode):
+            with Path(self.path).open("rb", buffering=0) as file:
+                yield FileSource(file.fileno(), self.path)
+        else:
+            yield PipeSource(lambda: os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
 
     def header(self, source: Source) -> Header:
         """What the receiver is told first."""
@@ -103,7 +104,9 @@ def items(paths: list[str], name: str | None) -> list[Item]:
 class FileSource:
     """A regular file of known size. Reads block as long as the disk does, which read-ahead makes rare."""
 
-    def __init__(self, descriptor: int, path: str, size: int) -> None:
+    def __init__(self, descriptor: int, path: str) -> None:
+        # Standard input may have been read from already.
+        size = max(0, os.fstat(descriptor).st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
         self.size: int | None = size
         self._descriptor = descriptor
         self._path = path
@@ -127,11 +130,15 @@ class PipeSource:
 
     A daemon thread reads: asyncio's own way would set the descriptor non-blocking, and with it the terminal that others
     share, and a thread of its pool that waits for input could not be left behind at Ctrl-C.
+
+    Args:
+        opener: gives the descriptor. It is called in the thread, as the open of a FIFO waits for its writer. What it
+            opens is closed with the process.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, opener: Callable[[], int]) -> None:
         self.size: int | None = None
-        self._descriptor = descriptor
+        self._opener = opener
         self._loop = asyncio.get_running_loop()
         self._wanted: queue.SimpleQueue[tuple[int, asyncio.Future[bytes]]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="overlay-input", daemon=True).start()
@@ -143,10 +150,13 @@ class PipeSource:
         return await answer
 
     def _run(self) -> None:
+        descriptor = None
         while True:
             size, answer = self._wanted.get()
             try:
-                data: bytes | OSError = os.read(self._descriptor, size)
+                if descriptor is None:
+                    descriptor = self._opener()
+                data: bytes | OSError = os.read(descriptor, size)
             except OSError as error:
                 data = error
             # The loop is closed when the command was interrupted while we waited for input.
@@ -163,11 +173,3 @@ def _settle(answer: "asyncio.Future[bytes]", data: bytes | OSError) -> None:
         answer.set_exception(data)
     else:
         answer.set_result(data)
-
-
-def _source(descriptor: int, path: str) -> Source:
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode):
-        # Standard input may have been read from already.
-        return FileSource(descriptor, path, max(0, status.st_size - os.lseek(descriptor, 0, os.SEEK_CUR)))
-    return PipeSource(descriptor)

@@ -28,7 +28,6 @@ the answer while it writes: a refusal comes at any time, and what is unsent then
 
 import heapq
 import json
-import math
 import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
@@ -147,7 +146,7 @@ class Receipt:
     gaps: tuple[Gap, ...] = ()
     """The longest ones, at most `MAX_GAPS`, the longest first."""
     bytes_by_transport: dict[str, int] | None = None
-    """What the receiver's session has taken in meanwhile, frames included."""
+    """What the receiver's session has taken in since its last receipt, frames included."""
 
     def encode(self) -> bytes:
         """The answer that says so."""
@@ -262,10 +261,10 @@ def _count(value: Any, what: str) -> int:
 
 
 def _number(value: Any, what: str) -> float:
-    # An integer of many digits is valid JSON, and too much for a float.
+    # Also refuses NaN, the infinities, and integers that are too long for a float: Python reads them all as JSON.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise TransferError(f"{what} is no number")
-    return float(value) if math.isfinite(value) else 0.0
+    return float(value)
 
 
 def _text(value: Any, what: str) -> str:

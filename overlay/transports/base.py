@@ -138,7 +138,7 @@ class Connection(ABC):
 
     @abstractmethod
     def last_progress(self) -> float:
-        """When the loop's clock last saw an authenticated byte or a transport's acknowledgement from the peer."""
+        """When `time.monotonic` last saw an authenticated byte or a transport's acknowledgement from the peer."""
 
     @abstractmethod
     def sendable(self) -> int:

@@ -6,6 +6,7 @@ Nothing is encrypted and keys are simply believed, as both ends are this process
 import asyncio
 import errno
 import itertools
+import time
 from collections.abc import Callable
 from typing import ClassVar, Final
 
@@ -38,7 +39,7 @@ class MemoryConnection(Connection):
         self._delivery: asyncio.Handle | None = None
         self._under_way = 0
         self._closed = False
-        self._heard = self._loop.time()
+        self._heard = time.monotonic()
 
     @property
     def is_closed(self) -> bool:
@@ -113,7 +114,7 @@ class MemoryConnection(Connection):
             self._under_way -= size
             if not other._closed:
                 other.bytes_received += size
-                other._heard = self._loop.time()
+                other._heard = time.monotonic()
                 deliver()
         if not other._closed:
             other.handler.writable(other)

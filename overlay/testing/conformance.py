@@ -1,31 +1,15 @@
-"""For authors of a transport, and for tests of programs that use this library: a conformance suite, and fakes.
+"""The conformance suite: what a session promises, whatever transport is below it."""
 
-A transport is done when it passes `Conformance`, on asyncio and on uvloop. The suite is a class of coroutine methods
-without a constructor, which pytest (with pytest-asyncio) collects from a subclass; nothing here needs pytest:
-
-    class TestTcp(Conformance):
-        transport = "tcp"
-
-Each method makes its own two endpoints in this process, speaks from one to the other over nothing but that transport,
-and looks at what is left. What a user sees is asserted through the public names; what must not leak is counted inside.
-
-The fakes: `Recorder` stands in for a session behind a connection, `Weather` for a network that loses what it carries.
-"""
-
-# ruff: noqa: SLF001 - what must not leak is counted where users do not look
+# ruff: noqa: SLF001, S101 - what must not leak is counted where users do not look, and a suite asserts
 
 import asyncio
-import errno
 import hashlib
 import os
 import tracemalloc
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, TypeVar
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import ClassVar
 
-from overlay.addresses import Address, Ticket
+from overlay.addresses import Address
 from overlay.config import Config, Limits
 from overlay.endpoint import Endpoint
 from overlay.errors import (
@@ -39,277 +23,28 @@ from overlay.errors import (
     StreamTruncated,
     UnknownProtocol,
 )
-from overlay.identity import Identity, PeerId
+from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode, StreamCode
-from overlay.protocol.frames import Control
 from overlay.protocol.stream import Priority
-from overlay.session import Session
-from overlay.streams import READ_ALL_LIMIT, Stream
-from overlay.transports.base import ClosedBy, CloseReason, Connection
-
-PATIENCE: Final = 20.0
-"""Seconds that `until` waits: far beyond what anything here takes, as a shared machine may stand still."""
-POLL: Final = 0.002
-LOOPBACK: Final = ("127.0.0.1:0",)
-KiB: Final = 1024
-MiB: Final = 1024 * KiB
-
-Result = TypeVar("Result")
-
-
-# ---------------------------------------------------------------- helpers and fakes
-
-
-async def until(condition: Callable[[], object], *, seconds: float = PATIENCE) -> None:
-    """Wait until `condition()` is true; it is asked every few milliseconds.
-
-    Raises:
-        TimeoutError: it was not within `seconds`.
-    """
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(POLL)
-
-
-async def interrupted(work: Coroutine[Any, Any, Result], turns: int) -> Result | None:
-    """Run `work`, but cancel it after so many turns of the loop; None when the cancel came first."""
-    task = asyncio.ensure_future(work)
-    for _ in range(turns):
-        if task.done():
-            break
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
-    return None if task.cancelled() else task.result()
-
-
-@asynccontextmanager
-async def raises(kind: type[Exception]) -> AsyncIterator[list[Exception]]:
-    """The body has to raise `kind`; the error is appended to the list that it is given."""
-    caught: list[Exception] = []
-    try:
-        yield caught
-    except kind as error:
-        caught.append(error)
-    else:
-        raise AssertionError(f"{kind.__name__} was not raised")
-
-
-def ticket(endpoint: Endpoint, transport: str | None = None) -> Ticket:
-    """Where an endpoint of this process can be reached, loopback included; over one transport only if it is named."""
-    addresses = endpoint.addresses
-    if transport not in {None, "memory"}:
-        addresses = tuple(address.with_transport(transport) for address in addresses)
-    return Ticket(endpoint.peer_id, addresses)
-
-
-def connections(endpoint: Endpoint, peer_id: PeerId) -> list[Connection]:
-    """The connections that an endpoint has with a peer at this moment, whatever state they are in."""
-    peer = endpoint._peers.get(peer_id)
-    return [] if peer is None else list(peer.connections.values())
-
-
-def containers(root: object) -> int:
-    """How many entries all tables hold that can be reached from `root`, a connection, without entering its handler.
-
-    Strings and bytes do not count. Two counts, before and after the same work, tell whether something leaks.
-    """
-    seen: set[int] = {id(getattr(root, "handler", None))}
-    pending: deque[object] = deque([root])
-    entries = 0
-    while pending:
-        one = pending.popleft()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, dict):
-            entries += len(one)
-            pending.extend(one.values())
-        elif isinstance(one, list | set | deque | tuple | frozenset):
-            entries += len(one)
-            pending.extend(one)
-        elif type(one).__module__.partition(".")[0] in {"overlay", "aioquic"}:
-            slots = [name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())]
-            pending.extend(getattr(one, name, None) for name in (*getattr(one, "__dict__", ()), *slots))
-    return entries
-
-
-class Recorder:
-    """Stands in for a session behind a connection: keeps what it is told, and says nothing by itself.
-
-    Attributes:
-        frames, stream_pieces, datagrams: what arrived, in order; pieces as (stream, offset, data).
-        reason: why the connection ended; None while it lives.
-    """
-
-    def __init__(self) -> None:
-        self.frames: list[Control] = []
-        self.stream_pieces: list[tuple[int, int, bytes]] = []
-        self.datagrams: list[bytes] = []
-        self.reason: CloseReason | None = None
-
-    def frame_received(self, connection: Connection, frame: Control) -> None:  # noqa: ARG002 - the protocol's
-        """See `ConnectionHandler`."""
-        self.frames.append(frame)
-
-    def stream_received(self, connection: Connection, stream: int, offset: int, data: bytes) -> None:  # noqa: ARG002
-        """See `ConnectionHandler`."""
-        self.stream_pieces.append((stream, offset, data))
-
-    def datagram_received(self, connection: Connection, data: bytes) -> None:  # noqa: ARG002
-        """See `ConnectionHandler`."""
-        self.datagrams.append(data)
-
-    def writable(self, connection: Connection) -> None:
-        """See `ConnectionHandler`."""
-
-    def closed(self, connection: Connection, reason: CloseReason) -> None:  # noqa: ARG002
-        """See `ConnectionHandler`."""
-        assert self.reason is None, "a connection ends once"
-        self.reason = reason
-
-
-class Weather:
-    """What the network does to some endpoints of this process.
-
-    Attributes:
-        udp_blocked: their UDP is dropped in both directions.
-        cut_off: besides, they can dial nobody; see `cut`.
-    """
-
-    def __init__(self, *endpoints: Endpoint) -> None:
-        self.udp_blocked = False
-        self.cut_off = False
-        self._endpoints = endpoints
-        for endpoint in endpoints:
-            for udp in endpoint._udp:
-                udp.drop = lambda: self.udp_blocked or self.cut_off
-            for transport in endpoint._transports.values():
-                # A method of one object only: the transport's class is used by others, too.
-                vars(transport)["dial"] = self._guarded(transport.dial)
-
-    def cut(self) -> None:
-        """Lose every connection of theirs without a word, and every new one, until `cut_off` is False again."""
-        self.cut_off = True
-        for endpoint in self._endpoints:
-            for peer_id in tuple(endpoint._peers):
-                for connection in connections(endpoint, peer_id):
-                    connection.abort()
-
-    def _guarded(self, dial: Callable[..., Awaitable[Connection]]) -> Callable[..., Awaitable[Connection]]:
-        async def guarded(*arguments: Any) -> Connection:
-            if self.cut_off:
-                raise OSError(errno.ENETUNREACH, "the weather is bad")
-            return await dial(*arguments)
-
-        return guarded
-
-
-async def crash(endpoint: Endpoint) -> None:
-    """End an endpoint as a power cut would: nobody is told."""
-    for peer in tuple(endpoint._peers.values()):
-        await peer.dialler.aclose()
-    await endpoint._close_transports()
-    await endpoint.aclose()
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two endpoints of this process with a session between them."""
-
-    dialler: Endpoint
-    acceptor: Endpoint
-    session: Session
-    """The dialler's."""
-    theirs: Session
-    """The acceptor's."""
-
-    @property
-    def connections(self) -> tuple[Connection, Connection]:
-        """Both ends of their only connection."""
-        [ours] = connections(self.dialler, self.acceptor.peer_id)
-        [theirs] = connections(self.acceptor, self.dialler.peer_id)
-        return ours, theirs
-
-    @asynccontextmanager
-    async def streams(self, *, priority: Priority = Priority.BULK) -> AsyncIterator[tuple[Stream, Stream]]:
-        """Open a stream; both its ends. The acceptor's handler returns when the block is left."""
-        arrived: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
-        left = asyncio.Event()
-
-        async def hold(stream: Stream) -> None:
-            arrived.set_result(stream)
-            await left.wait()
-
-        name = f"hold/{id(left)}"
-        self.acceptor.handle(name, hold)
-        try:
-            ours = await self.session.open_stream(name, priority=priority)
-            yield ours, await arrived
-        finally:
-            left.set()
-
-
-@asynccontextmanager
-async def pair(*transports: str, **settings: Any) -> AsyncIterator[Pair]:
-    """Two connected endpoints on loopback; `settings` are those of `Config`. `echo/1` and `sink/1` are served."""
-    settings.setdefault("listen", LOOPBACK)
-    config = Config(transports=transports, **settings)
-    async with (
-        Endpoint(Identity.generate(), config) as acceptor,
-        Endpoint(Identity.generate(), config) as dialler,
-    ):
-        acceptor.handle("echo/1", echo)
-        acceptor.handle("sink/1", sink)
-        session = await dialler.connect(ticket(acceptor))
-        await until(lambda: dialler.peer_id in acceptor.sessions)
-        yield Pair(dialler, acceptor, session, acceptor.sessions[dialler.peer_id])
-
-
-async def echo(stream: Stream) -> None:
-    """A handler that sends back what it gets."""
-    async for chunk in stream:
-        await stream.write(chunk)
-
-
-async def sink(stream: Stream) -> None:
-    """A handler that reads to the end and answers with the SHA-256 of what it got."""
-    digest = hashlib.sha256()
-    async for chunk in stream:
-        digest.update(chunk)
-    await stream.write(digest.digest())
-
-
-async def exchange(session: Session, data: bytes, protocol: str = "echo/1") -> bytes:
-    """Send `data` on a stream of its own and return the answer; both ways at the same time."""
-    async with await session.open_stream(protocol) as stream:
-
-        async def send() -> None:
-            await stream.write(data)
-            await stream.write_eof()
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(send())
-            answer = group.create_task(_read_to_end(stream))
-        return answer.result()
-
-
-async def _read_to_end(stream: Stream) -> bytes:
-    return b"".join([chunk async for chunk in stream])
-
-
-async def _together(work: list[Awaitable[Result]]) -> list[Result]:
-    """Like gather, but a failure cancels the others."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_coroutine(one)) for one in work]
-    return [task.result() for task in tasks]
-
-
-async def _coroutine(work: Awaitable[Result]) -> Result:
-    return await work
-
-
-# ---------------------------------------------------------------- the suite
+from overlay.streams import READ_ALL_LIMIT
+from overlay.testing.fakes import (
+    LOOPBACK,
+    KiB,
+    MiB,
+    Recorder,
+    connections,
+    containers,
+    echo,
+    exchange,
+    interrupted,
+    pair,
+    raises,
+    read_to_end,
+    ticket,
+    together,
+    until,
+)
+from overlay.transports.base import ClosedBy
 
 
 class Conformance:
@@ -330,7 +65,7 @@ class Conformance:
         """Ordered delivery, and no stream gets what is another's."""
         async with pair(self.transport) as it:
             sent = [os.urandom(1 + 3001 * number) for number in range(50)]
-            assert await _together([exchange(it.session, data) for data in sent]) == sent
+            assert await together([exchange(it.session, data) for data in sent]) == sent
 
     async def test_both_sides_open_streams(self) -> None:
         """Who has dialled does not matter."""
@@ -408,7 +143,7 @@ class Conformance:
             writer.cancel()
             await asyncio.wait([writer])
             await ours.write_eof()
-            got = await _read_to_end(theirs)
+            got = await read_to_end(theirs)
             assert len(got) == ours.bytes_accepted
             assert hashlib.sha256(got).digest() == digest.digest()
 
@@ -429,7 +164,7 @@ class Conformance:
 
             async def rounds(count: int) -> int:
                 for _ in range(count):
-                    await _together([exchange(it.session, b"x" * size) for size in range(1, 51)])
+                    await together([exchange(it.session, b"x" * size) for size in range(1, 51)])
                 await until(lambda: not it.session._core.core.streams and not it.theirs._core.core.streams)
                 # An answer behind everything: what is only kept until its acknowledgement is gone, too.
                 await it.session.ping()
@@ -617,15 +352,18 @@ class Conformance:
 
     async def test_control_priority_goes_before_bulk(self) -> None:
         """A message of control priority overtakes half a megabyte that was written before it."""
-        async with pair(self.transport) as it:
-            async with it.streams() as (bulk, bulk_reader), it.streams(priority=Priority.CONTROL) as (ours, theirs):
-                received = bulk_reader._core.receiving.buffer
-                await bulk.write(bytes(512 * KiB))
-                await ours.write(b"!")
-                draining = asyncio.ensure_future(bulk_reader.readexactly(512 * KiB))
-                assert await theirs.readexactly(1) == b"!"
-                assert received.received < 512 * KiB
-                assert len(await draining) == 512 * KiB
+        async with (
+            pair(self.transport) as it,
+            it.streams() as (bulk, bulk_reader),
+            it.streams(priority=Priority.CONTROL) as (ours, theirs),
+        ):
+            received = bulk_reader._core.receiving.buffer
+            await bulk.write(bytes(512 * KiB))
+            await ours.write(b"!")
+            draining = asyncio.ensure_future(bulk_reader.readexactly(512 * KiB))
+            assert await theirs.readexactly(1) == b"!"
+            assert received.received < 512 * KiB
+            assert len(await draining) == 512 * KiB
 
     async def test_read_without_a_size_is_bounded(self) -> None:
         """More than 16 MiB are refused, and still there."""
@@ -638,7 +376,7 @@ class Conformance:
             writing = asyncio.ensure_future(write())
             async with raises(StreamError):
                 await theirs.read()
-            assert len(await _read_to_end(theirs)) == READ_ALL_LIMIT + 5
+            assert len(await read_to_end(theirs)) == READ_ALL_LIMIT + 5
             await writing
 
     async def test_readexactly_tells_what_came_before_the_end(self) -> None:

@@ -1,0 +1,80 @@
+"""The project about itself: names, tests for each module, and nothing of anybody's machine."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import overlay
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "overlay"
+
+TESTED_ELSEWHERE = {
+    "__init__": "test_meta.py: it only names things",
+    "dialler": "test_endpoint.py and test_failover.py: it is seen by connecting",
+    "errors": "wherever one is raised",
+    "events": "test_endpoint.py",
+    "peer": "test_session.py and test_failover.py: the shell of protocol/peer.py, which is test_peer_core.py's",
+    "testing/__init__": "it only names things",
+    "testing/fakes": "all tests of the shells: they are made of them",
+    "protocol/__init__": "it is empty",
+    "protocol/actions": "test_peer_core.py: what the core asks for",
+    "protocol/codes": "wherever one is sent",
+    "protocol/judgement": "test_peer_core.py: what a HELLO deserves",
+    "protocol/links": "test_peer_core.py: the connections of a peer",
+    "protocol/outgoing": "test_session_core.py: one half of the session",
+    "protocol/peer": "test_peer_core.py",
+    "protocol/session": "test_session_core.py",
+    "transports/__init__": "it is empty",
+    "transports/base": "test_conformance.py",
+    "transports/memory": "test_conformance.py",
+    "transports/quic_connection": "test_quic.py",
+    "transports/quic_handshakes": "test_quic_hostile.py",
+    "transports/quic_transport": "test_quic.py",
+    "transports/tcp_connection": "test_tcp.py",
+}
+"""Modules without a test file of their own name, and where their tests are."""
+
+
+def modules() -> set[str]:
+    names = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")}
+    return {name for name in names if not name.startswith("cli/")}
+
+
+def test_every_public_name_is_exported_and_nothing_else() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(overlay.__all__) == imported | {"__version__"}
+    assert overlay.__all__ == sorted(overlay.__all__, key=lambda name: (name.startswith("_"), name))
+    assert all(getattr(overlay, name) is not None for name in overlay.__all__)
+
+
+def test_every_module_has_a_test_file() -> None:
+    missing = {name for name in modules() if not (ROOT / "tests" / f"test_{Path(name).name}.py").exists()}
+    assert missing - set(TESTED_ELSEWHERE) == set()
+
+
+def test_the_table_of_exceptions_is_no_longer_than_needed() -> None:
+    assert set(TESTED_ELSEWHERE) <= modules()
+    for why in TESTED_ELSEWHERE.values():
+        for name in re.findall(r"\btest_\w+\.py", why):
+            assert (ROOT / "tests" / name).exists()
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # The slashes are written as classes, so that this file does not name such places either.
+    places = re.compile(r"(?<![\w.])[/](?:root|home/\w+|Users/\w+|work)[/]\w")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and (found := places.search(path.read_text(errors="replace"))):
+            raise AssertionError(f"{name} names {found[0]!r}")
