@@ -1,16 +1,19 @@
 """Racing addresses: runs a plan of `overlay.protocol.race`, keeps the first that works, and closes all others.
 
-The first attempt that returns wins. One that fails makes room for the next at once. What loses is cancelled and
-awaited, and what it had made is handed to `discard`; so nothing is left behind, whoever wins, fails or cancels.
+The first attempt that returns wins. One that fails makes room for the next at once; a refusal by the peer itself ends
+the race, as it would be the same at its other addresses. What loses is cancelled and awaited, and what it had made is
+handed to `discard`; so nothing is left behind, whoever wins, fails or cancels.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Final, Generic, TypeVar
 
 from overlay.addresses import Address
-from overlay.errors import Attempt, HandshakeError, SessionError
+from overlay.errors import Attempt, HandshakeError, OverlayError, SessionError, SessionRefused
+from overlay.protocol.codes import CloseCode
 from overlay.protocol.race import Start
 
 
@@ -32,7 +35,12 @@ class Try:
         return Attempt(str(self.address), stage, cause, 1000 * (now - self.started))
 
 
+logger = logging.getLogger("overlay")
+
 Won = TypeVar("Won")
+
+FINAL: Final = frozenset({CloseCode.REFUSED, CloseCode.DUPLICATE_IDENTITY, CloseCode.SESSION_GONE})
+"""What the peer itself says, and would say at each of its addresses."""
 
 
 @dataclass(eq=False)
@@ -41,7 +49,8 @@ class Race(Generic[Won]):
 
     Attributes:
         starts: the plan.
-        attempt: tries one address; raises OSError, HandshakeError or SessionError when it does not work.
+        attempt: tries one address; raises OSError or OverlayError when it does not work. Anything else is a fault of
+            ours: it is logged, and that attempt has failed.
         discard: closes what an attempt has made, when another one won.
         failures: what has failed so far.
     """
@@ -51,6 +60,9 @@ class Race(Generic[Won]):
     discard: Callable[[Won], None]
     failures: list[Attempt] = field(default_factory=list)
     _running: "dict[asyncio.Task[Won], Try]" = field(default_factory=dict)
+    _waiting: list[Start] = field(default_factory=list)
+    _began: float = 0.0
+    _added: asyncio.Event = field(default_factory=asyncio.Event)
 
     def report(self) -> list[Attempt]:
         """Everything that was tried: what failed, and what still runs as a time-out at its stage."""
@@ -58,41 +70,69 @@ class Race(Generic[Won]):
         pending = [one.failed(TimeoutError("no answer in time"), now) for one in self._running.values()]
         return [*self.failures, *pending]
 
-    async def run(self) -> Won | None:
-        """The first attempt's result that works; None when all have failed, see `failures`.
+    def add(self, starts: Sequence[Start]) -> None:
+        """More addresses have become known: they join the race, their times counted from now."""
+        now = asyncio.get_running_loop().time() - self._began
+        later = [replace(start, at=start.at + now) for start in starts]
+        self._waiting = sorted([*self._waiting, *later], key=lambda start: start.at)
+        self._added.set()
 
-        Cancellation closes everything.
+    async def run(self) -> Won | None:
+        """The first attempt's result that works; None when all have failed or the peer refuses, see `failures`.
+
+        Cancellation closes everything; what was still under way then stands in `failures` as a time-out.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        waiting = list(self.starts)
-        hurry = False
+        self._began = asyncio.get_running_loop().time()
+        self._waiting = list(self.starts)
         try:
-            while waiting or self._running:
-                while waiting and (hurry or not self._running or began + waiting[0].at <= loop.time()):
-                    hurry = False
-                    start = waiting.pop(0)
-                    one = Try(Address(start.transport, start.host, start.port), loop.time())
-                    self._running[asyncio.ensure_future(self.attempt(one))] = one
-                timeout = max(0.0, began + waiting[0].at - loop.time()) if waiting else None
-                done, _ = await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                for task in [task for task in self._running if task in done]:
-                    one = self._running.pop(task)
-                    if task.exception() is None:
-                        self._lose(done - {task})
-                        return task.result()
-                    hurry = True
-                    self._record(task, one)
-            return None
+            return await self._first()
+        except asyncio.CancelledError:
+            self.failures = self.report()
+            raise
         finally:
             await self._stop()
 
-    def _record(self, task: "asyncio.Task[Won]", one: Try) -> None:
-        cause = task.exception()
-        if not isinstance(cause, OSError | HandshakeError | SessionError):
-            # A fault of ours is not a failure of the network.
-            task.result()
-        assert cause is not None  # noqa: S101 - the caller has looked
+    async def _first(self) -> Won | None:
+        hurry = False
+        while self._waiting or self._running:
+            self._start_due(hurry=hurry)
+            hurry = False
+            added = asyncio.ensure_future(self._added.wait())
+            try:
+                done, _ = await asyncio.wait(
+                    [added, *self._running], timeout=self._until_next(), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                added.cancel()
+                self._added.clear()
+            for task in [task for task in self._running if task in done]:
+                one = self._running.pop(task)
+                cause = task.exception()
+                if cause is None:
+                    return task.result()
+                hurry = True
+                self._record(cause, one)
+                if isinstance(cause, SessionRefused) and cause.code in FINAL:
+                    return None
+        return None
+
+    def _start_due(self, *, hurry: bool) -> None:
+        """Start what is due, and with `hurry` the next one in any case."""
+        now = asyncio.get_running_loop().time()
+        while self._waiting and (hurry or not self._running or self._began + self._waiting[0].at <= now):
+            hurry = False
+            start = self._waiting.pop(0)
+            one = Try(Address(start.transport, start.host, start.port), now)
+            self._running[asyncio.ensure_future(self.attempt(one))] = one
+
+    def _until_next(self) -> float | None:
+        if not self._waiting:
+            return None
+        return max(0.0, self._began + self._waiting[0].at - asyncio.get_running_loop().time())
+
+    def _record(self, cause: BaseException, one: Try) -> None:
+        if not isinstance(cause, OSError | OverlayError):
+            logger.error("dialling %s failed by a fault of ours: please report this", one.address, exc_info=cause)
         self.failures.append(one.failed(cause, asyncio.get_running_loop().time()))
 
     def _lose(self, tasks: "set[asyncio.Task[Won]]") -> None:

@@ -3,7 +3,7 @@
 One task per peer, alive only while something is wanted:
 
     want      when                                                  what
-    connect   somebody waits in `connect`, no session               one race over all addresses, then DialError
+    connect   somebody waits in `connect`, nothing connects us      one race over all addresses, then DialError
     replace   a session has no connection that answers              races with backoff until one works
     upgrade   a session has connections, but none over QUIC         QUIC alone, after 1 s, doubling to 60 s
 """
@@ -15,6 +15,7 @@ import random
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -32,7 +33,7 @@ from overlay.errors import (
 )
 from overlay.protocol.backoff import Backoff
 from overlay.protocol.codes import CloseCode
-from overlay.protocol.race import PREFERRED, plan
+from overlay.protocol.race import PREFERRED, Start, plan
 from overlay.transports.base import Connection
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class Dialler:
         self._waiters = 0
         self._early = False
         self._proven = False
+        self._early_taken = False
+        self._step: Want | None = None
+        self._timeout: asyncio.Timeout | None = None
         self._deadline = 0.0
         self._failure: OverlayError | None = None
         self._signals: set[asyncio.Future[None]] = set()
@@ -81,16 +85,22 @@ class Dialler:
         return bool(self._waiters) or self._task is not None
 
     def learn(self, address: Address) -> None:
-        """An address where the peer may be; the oldest makes room."""
-        self.addresses.pop(address, None)
-        self.addresses[address] = None
+        """An address where the peer may be: joins a race that is on; the oldest makes room."""
+        known = self._candidates()
+        news = [one for one in self._expand(address) if one not in known]
+        if news and self._race is not None and self._step in {"connect", "replace"}:
+            self._race.add(self._plan(news))
+        if news or address in self.addresses:
+            self.addresses.pop(address, None)
+            self.addresses[address] = None
         while len(self.addresses) > MAX_ADDRESSES:
             del self.addresses[next(iter(self.addresses))]
 
     async def connect(self, *, timeout: float, early: bool) -> "Session":
         """The peer's session, as soon as it is connected; one dial serves all who wait.
 
-        Cancellation: the dial goes on for others who wait, and ends with the last of them.
+        Cancellation: the dial goes on for others who wait, and ends with the last of them. A session that has become
+        connected in the same moment stays.
 
         Raises:
             DialError: no address worked within `timeout` seconds.
@@ -102,6 +112,8 @@ class Dialler:
         self._failure = None
         self._early = self._early or early
         self._deadline = max(self._deadline, asyncio.get_running_loop().time() + timeout)
+        if self._timeout is not None:
+            self._timeout.reschedule(self._deadline)
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -109,6 +121,8 @@ class Dialler:
                         raise EndpointClosed("the endpoint is closed")
                     session = self._peer.session
                     if session is not None and (session.state == "connected" or (early and self._proven)):
+                        self._early_taken = self._early_taken or session.state == "connecting"
+                        self._peer.choose()
                         return session
                     if self._failure is not None:
                         # With a traceback of its own for each who waits.
@@ -132,8 +146,11 @@ class Dialler:
             self._signals.discard(signal)
 
     def wake(self) -> None:
-        """Something may be wanted now."""
-        if self._task is None and not self._closed and self._want() is not None:
+        """Something may be wanted now. A user's wish does not wait behind a dial in the background."""
+        want = self._want()
+        if want == "connect" and self._step in {"replace", "upgrade"} and self._task is not None:
+            self._task.cancel()
+        if self._task is None and want is not None:
             self._task = self._endpoint.spawn(self._run(), f"dial {self._peer.peer_id.short}")
             self._task.add_done_callback(self._finished)
         self._signal()
@@ -142,15 +159,17 @@ class Dialler:
         """A connection carries the session."""
         del session
         self._failure = None
-        self._proven = False
+        self._proven = self._early_taken = False
         self._replace.reset()
         self.wake()
 
     def ended(self, error: SessionError) -> None:
-        """The session is over."""
+        """The session is over, and so is what was dialled for it."""
         if self._waiters and isinstance(error, SessionRefused):
             self._failure = error
-        self._proven = False
+        self._proven = self._early_taken = False
+        if self._task is not None:
+            self._task.cancel()
         self._signal()
 
     async def aclose(self) -> None:
@@ -170,12 +189,15 @@ class Dialler:
         usable = self._peer.usable_transports()
         if usable:
             return "upgrade" if PREFERRED not in usable and self._candidates(PREFERRED) else None
+        if self._waiters and self._failure is None and (session is None or session.state != "connected"):
+            return "connect"
         if session is not None and session.state in {"connected", "lingering"}:
             return "replace" if self.addresses else None
-        return "connect" if self._waiters and self._failure is None else None
+        return None
 
     async def _run(self) -> None:
         while (want := self._want()) is not None:
+            self._step = want
             match want:
                 case "connect":
                     await self._connect()
@@ -192,14 +214,14 @@ class Dialler:
         self._upgrade.reset()
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
         if self._peer.begin(early=self._early) is None:
             self._failure = self._dial_error([], "no memory for another session, see Config.limits")
         else:
             candidates = self._candidates()
-            won = await self._dial(candidates, max(0.0, self._deadline - loop.time()))
+            seconds = self._deadline - asyncio.get_running_loop().time()
+            won = await self._dial(candidates, max(0.0, seconds))
             session = self._peer.session
-            if won is None and (session is None or session.state == "connecting"):
+            if won is None and (session is None or session.state != "connected"):
                 failures = [] if self._race is None else self._race.report()
                 self._failure = self._dial_error(failures, "" if candidates else "no address is known")
                 self._proven = False
@@ -207,26 +229,28 @@ class Dialler:
         self._signal()
 
     async def _dial(self, candidates: list[Address], seconds: float) -> Connection | None:
-        starts = plan([(one.transport or "", one.host, one.port) for one in candidates], self._config.transports)
-        race = self._race = Race(starts, self._attempt, self._discard)
+        """Race for the session that there is now: what comes up when there is another one is of no use."""
+        attempt = partial(self._attempt, self._peer.session)
+        race = self._race = Race(self._plan(candidates), attempt, self._discard)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as self._timeout:
                 return await race.run()
         except TimeoutError:
             return None
         finally:
+            self._timeout = None
             for failure in race.failures:
                 logger.debug("%s: %s", self._peer.peer_id.short, failure)
 
-    async def _attempt(self, one: Try) -> Connection:
+    async def _attempt(self, session: "Session | None", one: Try) -> Connection:
         if not one.address.is_literal and one.address.transport != "memory":
-            return await self._attempt_name(one)
+            return await self._attempt_name(session, one)
         self._check_allowed(one.address)
         transport = self._endpoint.transport(one.address.transport or "")
         connection = await transport.dial(one.address, self._peer.peer_id, self._peer)
         try:
             one.stage = "hello"
-            accepted = self._peer.dialled(connection)
+            accepted = self._peer.dialled(connection, session)
             self._proven = True
             self._signal()
             await accepted
@@ -235,7 +259,7 @@ class Dialler:
             raise
         return connection
 
-    async def _attempt_name(self, one: Try) -> Connection:
+    async def _attempt_name(self, session: "Session | None", one: Try) -> Connection:
         """Resolve a name, then race its addresses."""
         one.stage = "resolve"
         loop = asyncio.get_running_loop()
@@ -244,9 +268,7 @@ class Dialler:
         one.stage = "connect"
         transport = one.address.transport or ""
         hosts = [Address.from_sockaddr(transport, info[4]) for info in found]
-        race = Race(
-            plan([(transport, host.host, host.port) for host in hosts], (transport,)), self._attempt, self._discard
-        )
+        race = Race(self._plan(hosts), partial(self._attempt, session), self._discard)
         won = await race.run()
         if won is None:
             if self._race is not None:
@@ -265,13 +287,15 @@ class Dialler:
 
     def _candidates(self, transport: str | None = None) -> list[Address]:
         """The known addresses, one for each transport that they stand for, the newest knowledge last."""
-        wanted = self._config.transports if transport is None else (transport,)
-        return [
-            address.with_transport(name)
-            for address in self.addresses
-            for name in wanted
-            if address.transport in {None, name} and name in self._config.transports
-        ]
+        found = [one for address in self.addresses for one in self._expand(address)]
+        return [one for one in found if transport in {None, one.transport}]
+
+    def _expand(self, address: Address) -> list[Address]:
+        names = self._config.transports
+        return [address.with_transport(name) for name in names if address.transport in {None, name}]
+
+    def _plan(self, candidates: Iterable[Address]) -> list[Start]:
+        return plan([(one.transport or "", one.host, one.port) for one in candidates], self._config.transports)
 
     def _check_allowed(self, address: Address) -> None:
         for network in self._config.never_dial:
@@ -284,7 +308,7 @@ class Dialler:
         self._early = False
         self._deadline = 0.0
         session = self._peer.session
-        if not self._proven and (session is None or session.state == "connecting"):
+        if not self._early_taken and (session is None or session.state == "connecting"):
             if self._task is not None:
                 self._task.cancel()
             self._peer.give_up()
@@ -308,11 +332,11 @@ class Dialler:
         return refusals[0]
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
-        self._task = None
-        if not task.cancelled() and task.exception() is None and self._want() is not None:
-            # Something came while it was ending.
-            self.wake()
-        self._signal()
+        self._task = self._step = self._race = None
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._failure = self._dial_error([], f"by a fault of ours: {fault!r}")
+        # Something may have come while it was ending.
+        self.wake()
         self._peer.wake()
 
     def _signal(self) -> None:

@@ -6,6 +6,7 @@ schedule it, so that all that one turn of the event loop writes leaves together.
 """
 
 import asyncio
+import errno
 import logging
 import random
 import time
@@ -25,7 +26,6 @@ from overlay.errors import (
 )
 from overlay.events import Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
 from overlay.identity import PeerId
-from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Control
 from overlay.protocol.liveness import Progress
@@ -43,7 +43,7 @@ from overlay.protocol.peer import (
     SessionState,
     Suspected,
 )
-from overlay.protocol.session import SessionCore, SessionLimits
+from overlay.protocol.session import SessionCore
 from overlay.protocol.stream import Priority, StreamCore
 from overlay.session import Session
 from overlay.streams import Stream
@@ -73,7 +73,7 @@ class Peer:
             peer_id.raw,
             process=endpoint.process,
             random=lambda: random.SystemRandom().getrandbits(64) or 1,
-            grant=self._grant,
+            grant=endpoint.grant,
             settings=PeerSettings(
                 linger=self._config.resume_timeout,
                 handshake_timeout=self._config.handshake_timeout,
@@ -84,8 +84,7 @@ class Peer:
         self.dialler = Dialler(self, endpoint)
         self.traffic: dict[str, tuple[int, int]] = {}
         """Of connections that have ended, by transport: bytes sent and received."""
-        self.stranger = False
-        """The session's memory comes from the pool of those whom we have not chosen."""
+        self._attached: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._scheduled: asyncio.Handle | None = None
@@ -202,9 +201,13 @@ class Peer:
         state = self._core.begin(early=early)
         if state is None:
             return None
-        if self.stranger and state.budget.move(self._endpoint.chosen):
-            self.stranger = False
+        self.choose()
         return self._session_of(state)
+
+    def choose(self) -> None:
+        """The user wants this peer: its session's memory no longer comes from the strangers' pool, if there is room."""
+        if self._core.session is not None:
+            self._core.session.budget.move(self._endpoint.chosen)
 
     def usable_transports(self) -> set[str]:
         """Transports of connections that carry the session and answer."""
@@ -214,8 +217,16 @@ class Peer:
             if one in self.connections and not self._core.is_suspect(one)
         }
 
-    def dialled(self, connection: Connection) -> "asyncio.Future[None]":
-        """Introduce a connection that we have made; the future is done at ACCEPT, or holds what came instead."""
+    def dialled(self, connection: Connection, session: Session | None) -> "asyncio.Future[None]":
+        """Introduce a connection that we have made; the future is done at ACCEPT, or holds what came instead.
+
+        Raises:
+            ConnectionError: it has ended already, or the session that it was made for has.
+        """
+        if self.session is not session:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the session that it was for is over")
+        if connection.is_closed:
+            raise ConnectionResetError(errno.ECONNRESET, "the peer hung up at once")
         waiter = self._accepted[connection.id] = self._loop.create_future()
         self._introduce(connection)
         self._pump()
@@ -238,6 +249,12 @@ class Peer:
             self._failure = None
 
     # ---------------------------------------------------------------- what the endpoint asks
+
+    @property
+    def stranger(self) -> bool:
+        """The session's memory comes from the pool of those whom we have not chosen."""
+        state = self._core.session
+        return state is not None and state.budget.parent is not self._endpoint.chosen
 
     @property
     def lingering_until(self) -> float | None:
@@ -277,10 +294,11 @@ class Peer:
     def closed(self, connection: Connection, reason: CloseReason) -> None:
         """See `ConnectionHandler`."""
         logger.debug("%r %s", connection, reason)
-        was_attached = connection.id in self._core.attached
+        if self.connections.pop(connection.id, None) is None:
+            # It ended before it was introduced; whoever dialled it finds that out.
+            return
         sent, received = self.traffic.get(connection.transport, (0, 0))
         self.traffic[connection.transport] = (sent + connection.bytes_sent, received + connection.bytes_received)
-        del self.connections[connection.id]
         self._core.connection_lost(
             connection.id,
             clock(),
@@ -293,9 +311,10 @@ class Peer:
             waiter.set_exception(_not_accepted(reason))
             # The attempt may have been cancelled meanwhile; then nobody asks for the exception.
             waiter.exception()
-        if was_attached:
-            remaining = len(self._core.attached)
-            self._endpoint.publish(PathLost(self.peer_id, connection.transport, connection.remote, remaining))
+        if connection.id in self._attached:
+            self._attached.discard(connection.id)
+            lost = PathLost(self.peer_id, connection.transport, connection.remote, len(self._core.attached))
+            self._endpoint.publish(lost)
         for ping in tuple(self._pings.values()):
             if not ping.done():
                 ping.set_result(None)
@@ -393,6 +412,7 @@ class Peer:
         match action:
             case Attached(connection, state, first):
                 session = self._session_of(state)
+                self._attached.add(connection)
                 if first:
                     self._endpoint.publish(PeerConnected(self.peer_id))
                 waiter = self._accepted.pop(connection, None)
@@ -425,7 +445,6 @@ class Peer:
             lost = SessionLost("the session never had a connection")
             lost.__cause__ = self._failure
             error = self._failure if isinstance(self._failure, SessionError) else lost
-        self.stranger = False
         session = state.handle
         streams = [stream.handle for stream in state.core.take_changed()]
         if isinstance(session, Session):
@@ -473,11 +492,6 @@ class Peer:
         if connection.transport == "quic":
             # Its socket is the one that listens; of TCP we only see a port of the moment.
             self.dialler.learn(connection.remote)
-
-    def _grant(self, chosen: bool) -> tuple[SessionLimits, Budget] | None:
-        granted = self._endpoint.grant(chosen)
-        self.stranger = granted is not None and not chosen
-        return granted
 
     def _session_of(self, state: SessionState) -> Session:
         if not isinstance(state.handle, Session):

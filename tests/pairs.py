@@ -158,6 +158,7 @@ class World:
         wire.progress = [self.now, self.now]
         self.wires.append(wire)
         wire.queues[1 - side].append(Made())
+        self.sides[side].core.begin()
         self._made(wire, side)
         self.pump(side)
         return wire

@@ -72,7 +72,7 @@ async def test_all_failures_are_recorded_with_stage_and_cause() -> None:
     course = Course(
         a=ConnectionRefusedError("no"),
         b=HandshakeError("who are you"),
-        c=SessionRefused(CloseCode.REFUSED, "go away"),
+        c=SessionRefused(CloseCode.BUSY, "later"),
     )
     race = course.race(("a", 0), ("b", 0), ("c", 0))
     assert await race.run() is None
@@ -98,9 +98,39 @@ async def test_a_cancelled_race_leaves_nothing_running() -> None:
     assert sorted(course.cancelled) == ["a", "b"]
 
 
-async def test_a_fault_of_ours_is_not_taken_for_the_network() -> None:
-    """A programming error comes out of the race, and the others are cancelled."""
-    course = Course(a=ZeroDivisionError("bug"), b=asyncio.Event())
-    with pytest.raises(ZeroDivisionError):
-        await course.race(("b", 0), ("a", 0)).run()
-    assert course.cancelled == ["b"]
+async def test_a_fault_of_ours_is_logged_and_ends_that_attempt_only(caplog: pytest.LogCaptureFixture) -> None:
+    """A programming error is reported, and the other address still has its chance."""
+    course = Course(a=ZeroDivisionError("bug"), b="ok")
+    assert await course.race(("a", 0), ("b", FAR)).run() == "b"
+    assert "please report" in caplog.text
+
+
+async def test_the_peers_own_refusal_ends_the_race() -> None:
+    """Nobody waits for a black hole when the key itself has said no."""
+    course = Course(hole=asyncio.Event(), no=SessionRefused(CloseCode.REFUSED, "go away"))
+    race = course.race(("hole", 0), ("no", 0))
+    assert await race.run() is None
+    assert course.cancelled == ["hole"]
+    assert [one.stage for one in race.failures] == ["hello"]
+
+
+async def test_an_address_that_becomes_known_joins_the_race() -> None:
+    """A second caller's good address helps the first one, too."""
+    course = Course(hole=asyncio.Event(), good="ok")
+    race = course.race(("hole", 0))
+    task = asyncio.create_task(race.run())
+    while not course.started:
+        await asyncio.sleep(0)
+    race.add([Start(0, "quic", "good", 1)])
+    assert await task == "good"
+    assert course.cancelled == ["hole"]
+
+
+async def test_a_race_out_of_time_tells_what_was_still_under_way() -> None:
+    """Cancelled from outside, the attempts that ran are recorded as time-outs."""
+    course = Course(hole=asyncio.Event())
+    race = course.race(("hole", 0))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await race.run()
+    assert [(one.stage, str(one.cause)) for one in race.failures] in ([], [("connect", "no answer in time")])

@@ -12,7 +12,6 @@ PACKAGE = ROOT / "overlay"
 
 TESTED_ELSEWHERE = {
     "__init__": "test_meta.py: it only names things",
-    "dialler": "test_endpoint.py and test_failover.py: it is seen by connecting",
     "errors": "wherever one is raised",
     "events": "test_endpoint.py",
     "peer": "test_session.py and test_failover.py: the shell of protocol/peer.py, which is test_peer_core.py's",

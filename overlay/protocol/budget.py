@@ -11,7 +11,7 @@ class Budget:
     def __init__(self, limit: int, parent: "Budget | None" = None) -> None:
         self.limit = limit
         self.used = 0
-        self._parent = parent
+        self.parent = parent
 
     def reserve(self, size: int, *, spare: int = 0) -> bool:
         """Take `size` bytes, all or nothing; whether they were there.
@@ -19,7 +19,7 @@ class Budget:
         With `spare`, one part in `spare` has to stay free: growth must not use up what newcomers need.
         """
         limit = self.limit - self.limit // spare if spare else self.limit
-        if self.used + size > limit or not (self._parent is None or self._parent.reserve(size, spare=spare)):
+        if self.used + size > limit or not (self.parent is None or self.parent.reserve(size, spare=spare)):
             return False
         self.used += size
         return True
@@ -27,18 +27,18 @@ class Budget:
     def release(self, size: int) -> None:
         """Give `size` bytes back."""
         self.used -= size
-        if self._parent is not None:
-            self._parent.release(size)
+        if self.parent is not None:
+            self.parent.release(size)
 
     def move(self, parent: "Budget") -> bool:
         """Count this budget in another parent from now on, if that has room; whether it had."""
-        if parent is self._parent:
+        if parent is self.parent:
             return True
         if not parent.reserve(self.used):
             return False
-        if self._parent is not None:
-            self._parent.release(self.used)
-        self._parent = parent
+        if self.parent is not None:
+            self.parent.release(self.used)
+        self.parent = parent
         return True
 
 

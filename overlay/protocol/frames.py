@@ -53,6 +53,7 @@ neither be overtaken nor lost:
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Final
@@ -127,6 +128,8 @@ def read_varint(data: bytes | bytearray | memoryview, position: int) -> tuple[in
         IndexError: the data ends before the integer does.
     """
     first = data[position]
+    if first < 0x40:
+        return first, position + 1
     length = 1 << (first >> 6)
     end = position + length
     if end > len(data):
@@ -389,7 +392,7 @@ class FrameReader:
     """
 
     def __init__(self, *, stream_data: bool) -> None:
-        self._stream_data = stream_data
+        self._longest = _LONGEST if stream_data else _LONGEST_ON_CONTROL_STREAM
         self._pending = b""
         self._stream = 0
         self._offset = 0
@@ -421,8 +424,9 @@ class FrameReader:
                 length, body = read_varint(data, body)
             except IndexError:
                 break
-            self._check_length(kind, length)
-            if kind == Type.STREAM:
+            if length > self._longest.get(kind, MAX_CONTROL_BODY):
+                raise ProtocolViolation(CloseCode.FRAME_ERROR, f"a frame of type {kind:#x} has {length} bytes")
+            if kind == _STREAM:
                 try:
                     self._stream, start = read_varint(data, body)
                     self._offset, start = read_varint(data, start)
@@ -437,32 +441,23 @@ class FrameReader:
                 continue
             if body + length > end:
                 break
-            frame = _decode(kind, data[body : body + length])
-            if frame is not None:
-                events.append(frame)
+            parse = _PARSERS.get(kind)
+            if parse is not None:
+                events.append(_parsed(kind, parse, data[body : body + length]))
+            elif kind % 2 == 0:
+                raise ProtocolViolation(CloseCode.FRAME_ERROR, f"unknown frame type {kind:#x}")
             position = body + length
         self._pending = data[position:]
         return events
 
-    def _check_length(self, kind: int, length: int) -> None:
-        limit = MAX_CONTROL_BODY
-        if kind in {Type.STREAM, Type.DATAGRAM}:
-            if not self._stream_data:
-                raise ProtocolViolation(CloseCode.FRAME_ERROR, f"{Type(kind).name} on a control stream")
-            limit = MAX_STREAM_BODY if kind == Type.STREAM else MAX_DATAGRAM
-        if length > limit:
-            raise ProtocolViolation(CloseCode.FRAME_ERROR, f"a frame of type {kind:#x} has {length} bytes")
+
+_Parser = Callable[[bytes], tuple[Control, int]]
+"""Makes a frame of a body and tells where in the body it ends."""
 
 
-def _decode(kind: int, body: bytes) -> Control | None:
+def _parsed(kind: int, parse: _Parser, body: bytes) -> Control:
     try:
-        kind = Type(kind)
-    except ValueError:
-        if kind % 2:
-            return None
-        raise ProtocolViolation(CloseCode.FRAME_ERROR, f"unknown frame type {kind:#x}") from None
-    try:
-        frame, end = _parse(kind, body)
+        frame, end = parse(body)
     except (IndexError, struct.error):
         raise ProtocolViolation(CloseCode.FRAME_ERROR, f"{Type(kind).name} is cut short") from None
     if end != len(body):
@@ -478,49 +473,18 @@ def _integers(body: bytes, start: int, count: int) -> tuple[list[int], int]:
     return values, start
 
 
-def _parse(kind: int, body: bytes) -> tuple[Control, int]:
-    match kind:
-        case Type.HELLO:
-            values, end = _integers(body, 24, 5)
-            hello = Hello(*struct.unpack_from("!QQQ", body), *values)
-            _check_identity(hello)
-            return hello, end
-        case Type.ACCEPT:
-            values, end = _integers(body, 24, 4)
-            accept = Accept(*struct.unpack_from("!QQQ", body), *values)
-            _check_identity(accept)
-            return accept, end
-        case Type.WINDOW:
-            values, end = _integers(body, 0, 3)
-            return Window(*values), end
-        case Type.STREAMS:
-            values, end = _integers(body, 0, 1)
-            return Streams(*values), end
-        case Type.FIN:
-            values, end = _integers(body, 0, 2)
-            return Fin(*values), end
-        case Type.RESET:
-            values, end = _integers(body, 0, 3)
-            return Reset(*values), end
-        case Type.STOP:
-            values, end = _integers(body, 0, 2)
-            return Stop(*values), end
-        case Type.GONE:
-            values, end = _integers(body, 0, 1)
-            return Gone(*values), end
-        case Type.PING:
-            return Ping(struct.unpack_from("!Q", body)[0]), 8
-        case Type.PONG:
-            return Pong(struct.unpack_from("!Q", body)[0]), 8
-        case Type.SYNC:
-            return Sync(), 0
-        case Type.RETIRE:
-            return Retire(), 0
-        case Type.CLOSE:
-            code, end = read_varint(body, 0)
-            return Close(code, body[end:].decode(errors="replace")), len(body)
-        case _:
-            return Datagram(body), len(body)
+def _hello(body: bytes) -> tuple[Control, int]:
+    values, end = _integers(body, 24, 5)
+    hello = Hello(*struct.unpack_from("!QQQ", body), *values)
+    _check_identity(hello)
+    return hello, end
+
+
+def _accept(body: bytes) -> tuple[Control, int]:
+    values, end = _integers(body, 24, 4)
+    accept = Accept(*struct.unpack_from("!QQQ", body), *values)
+    _check_identity(accept)
+    return accept, end
 
 
 def _check_identity(frame: Hello | Accept) -> None:
@@ -529,3 +493,46 @@ def _check_identity(frame: Hello | Accept) -> None:
         raise ProtocolViolation(CloseCode.FRAME_ERROR, f"{name} without an incarnation or process")
     if frame.streams < MINIMUM_STREAMS or frame.window < MINIMUM_WINDOW:
         raise ProtocolViolation(CloseCode.FRAME_ERROR, f"{name} grants less than the minimum")
+
+
+def _close(body: bytes) -> tuple[Control, int]:
+    code, end = read_varint(body, 0)
+    return Close(code, body[end:].decode(errors="replace")), len(body)
+
+
+def _numbers(make: Callable[..., Control], count: int) -> _Parser:
+    """For a body of `count` integers."""
+
+    def parse(body: bytes) -> tuple[Control, int]:
+        values, end = _integers(body, 0, count)
+        return make(*values), end
+
+    return parse
+
+
+def _nonce(make: Callable[[int], Control]) -> _Parser:
+    """For a body of eight bytes."""
+    return lambda body: (make(struct.unpack_from("!Q", body)[0]), 8)
+
+
+# Tables, because a peer may send a hundred thousand small frames in one go. `int` spares an Enum's attribute look-ups.
+_STREAM: Final = int(Type.STREAM)
+_LONGEST: Final[dict[int, int]] = {Type.STREAM: MAX_STREAM_BODY, Type.DATAGRAM: MAX_DATAGRAM}
+_LONGEST_ON_CONTROL_STREAM: Final[dict[int, int]] = {Type.STREAM: -1, Type.DATAGRAM: -1}
+"""Neither belongs there, whatever its length."""
+_PARSERS: Final[dict[int, _Parser]] = {
+    Type.HELLO: _hello,
+    Type.ACCEPT: _accept,
+    Type.WINDOW: _numbers(Window, 3),
+    Type.STREAMS: _numbers(Streams, 1),
+    Type.FIN: _numbers(Fin, 2),
+    Type.RESET: _numbers(Reset, 3),
+    Type.STOP: _numbers(Stop, 2),
+    Type.GONE: _numbers(Gone, 1),
+    Type.PING: _nonce(Ping),
+    Type.PONG: _nonce(Pong),
+    Type.SYNC: lambda _: (Sync(), 0),
+    Type.RETIRE: lambda _: (Retire(), 0),
+    Type.CLOSE: _close,
+    Type.DATAGRAM: lambda body: (Datagram(body), len(body)),
+}

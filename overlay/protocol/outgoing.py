@@ -47,6 +47,8 @@ class Outgoing:
         self._blocked: dict[StreamCore, None] = {}
         self._full = False
         self._carried: dict[int, set[StreamCore]] = {}
+        self._waiting: dict[StreamCore, None] = {}
+        """Those that are held back until `resume`."""
 
     @property
     def has_data(self) -> bool:
@@ -106,6 +108,7 @@ class Outgoing:
     def forget(self, stream: StreamCore) -> None:
         """Nothing of the stream is sent or awaited any more."""
         self._blocked.pop(stream, None)
+        self._waiting.pop(stream, None)
         for carrier in stream.carriers:
             self._carried[carrier].discard(stream)
         stream.carriers.clear()
@@ -115,6 +118,7 @@ class Outgoing:
         self.buffered = 0
         self._blocked.clear()
         self._carried.clear()
+        self._waiting.clear()
         for queue in self._queues:
             queue.clear()
 
@@ -150,8 +154,19 @@ class Outgoing:
             del stream.carriers[carrier]
             stream.sending.rewind()
             stream.sending.waiting = wait
-            self.activate(stream)
+            if wait:
+                self._waiting[stream] = None
+            else:
+                self._waiting.pop(stream, None)
+                self.activate(stream)
         return streams
+
+    def resume(self) -> None:
+        """Send what was held back."""
+        waiting, self._waiting = self._waiting, {}
+        for stream in waiting:
+            stream.sending.waiting = False
+            self.activate(stream)
 
     # ---------------------------------------------------------------- outputs
 

@@ -77,6 +77,7 @@ class SessionCore:
         self._stops: dict[StreamCore, None] = {}
         self._gone: dict[int, None] = {}
         self._streams_pending = False
+        self._repeat_due = False
         self._unreported: dict[StreamCore, None] = {}
         self._ack_at: float | None = None
         self._changed: dict[StreamCore, None] = {}
@@ -193,6 +194,7 @@ class SessionCore:
         self._gone.clear()
         self._ack_at = None
         self._streams_pending = False
+        self._repeat_due = False
 
     # ---------------------------------------------------------------- inputs
 
@@ -267,14 +269,13 @@ class SessionCore:
                 self.reset(stream, frame.code)
 
     def repeat_state(self) -> None:
-        """Mark what is not acknowledged, beside the bytes and WINDOWs, to be sent again: STREAMS, FIN, RESET, STOP."""
-        for stream in self.streams.values():
-            sending, receiving = stream.sending, stream.receiving
-            if sending.final is not None and not sending.done:
-                self._ends[stream] = None
-            if receiving.stopped is not None and not receiving.complete:
-                self._stops[stream] = None
+        """Have all that is not acknowledged, beside bytes and WINDOWs, sent again: STREAMS, FIN, RESET, STOP.
+
+        The peer's SYNC leads here, two bytes that it may repeat as it likes; so the streams are not walked before
+        `control_to_send`, once for all that came.
+        """
         self._streams_pending = True
+        self._repeat_due = True
 
     def forsake(self, carrier: int, *, wait: bool) -> None:
         """What was sent over `carrier` and not acknowledged goes out again.
@@ -289,10 +290,7 @@ class SessionCore:
 
     def resume(self) -> None:
         """The peer has told what it has: send what was held back."""
-        for stream in self.streams.values():
-            if stream.sending.waiting:
-                stream.sending.waiting = False
-                self._outgoing.activate(stream)
+        self._outgoing.resume()
 
     def acknowledged_offsets(self) -> dict[int, int]:
         """For each stream what the peer has acknowledged: it must never say less on a connection made later."""
@@ -331,6 +329,9 @@ class SessionCore:
         if self._streams_pending:
             self._streams_pending = False
             frames.append(encode(Streams(self._streams_limit)))
+        if self._repeat_due:
+            self._repeat_due = False
+            self._note_unacknowledged()
         if self._gone:
             frames.extend(encode(Gone(stream)) for stream in self._gone)
             self._gone.clear()
@@ -370,6 +371,14 @@ class SessionCore:
 
     def _note_changed(self, stream: StreamCore) -> None:
         self._changed[stream] = None
+
+    def _note_unacknowledged(self) -> None:
+        for stream in self.streams.values():
+            sending, receiving = stream.sending, stream.receiving
+            if sending.final is not None and not sending.done:
+                self._ends[stream] = None
+            if receiving.stopped is not None and not receiving.complete:
+                self._stops[stream] = None
 
     def _find(self, stream_id: int) -> StreamCore | None:
         """The stream of that id, opened now if it is the peer's next; None when it is closed."""

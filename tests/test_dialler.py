@@ -1,0 +1,146 @@
+"""What is dialled for whom, and what a dial leaves behind."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from overlay import Address, Config, DialError, Endpoint, Identity, PathLost, Session, SessionRefused, Ticket
+from overlay.testing import LOOPBACK, Weather, connections, exchange, interrupted, pair, ticket, until
+from overlay.transports.base import ClosedBy, CloseReason
+
+
+@contextmanager
+def black_hole() -> Iterator[Address]:
+    """A port of ours on which nobody answers, neither UDP nor TCP."""
+    with ExitStack() as sockets:
+        while True:
+            udp = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            udp.bind(("127.0.0.1", 0))
+            port = udp.getsockname()[1]
+            tcp = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            try:
+                tcp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            # The kernel takes the connection, and nobody ever reads from it.
+            tcp.listen()
+            yield Address(None, "127.0.0.1", port)
+            return
+
+
+async def test_a_session_closed_during_an_upgrade_does_not_come_back() -> None:
+    """What was dialled for a session ends with it: UDP returns, and nobody is connected."""
+    config = Config(listen=LOOPBACK)
+    async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
+        weather = Weather(acceptor, dialler)
+        weather.udp_blocked = True
+        session = await dialler.connect(ticket(acceptor))
+        assert [path.transport for path in session.paths] == ["tcp"]
+        task = dialler._peers[acceptor.peer_id].dialler
+        await until(lambda: task._race is not None and task._step == "upgrade")
+        await session.aclose()
+        weather.udp_blocked = False
+        await until(lambda: not dialler._peers and not acceptor._peers)
+        assert not dialler.sessions
+        assert not acceptor.sessions
+
+
+async def test_connect_does_not_wait_behind_an_upgrade() -> None:
+    """A new wish starts a race over all addresses at once: TCP is tried though an upgrade was trying QUIC alone."""
+    config = Config(listen=LOOPBACK)
+    async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
+        Weather(acceptor, dialler).udp_blocked = True
+        session = await dialler.connect(ticket(acceptor))
+        task = dialler._peers[acceptor.peer_id].dialler
+        await until(lambda: task._race is not None and task._step == "upgrade")
+        await session.aclose()
+        again = await dialler.connect(ticket(acceptor), timeout=10)
+        assert [path.transport for path in again.paths] == ["tcp"]
+
+
+async def test_a_second_callers_address_and_patience_count_for_the_dial_that_is_on() -> None:
+    """One who knows the right address helps the other one, whose time is short and whose address is dead."""
+    config = Config(listen=LOOPBACK)
+    async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
+        with black_hole() as dead:
+            first = asyncio.create_task(_connect(dialler, Ticket(acceptor.peer_id, [dead]), 20))
+            await until(lambda: acceptor.peer_id in dialler._peers)
+            second = await dialler.connect(ticket(acceptor), timeout=10)
+            assert await first is second
+
+
+async def test_a_lingering_session_is_found_at_the_address_of_a_new_ticket() -> None:
+    """The old address is a black hole; `connect` with the new one resumes the same session."""
+    async with pair("tcp") as it:
+        weather = Weather(it.dialler)
+        weather.cut()
+        await until(lambda: it.session.state == "lingering")
+        dialler = it.dialler._peers[it.acceptor.peer_id].dialler
+        with black_hole() as dead:
+            dialler.addresses.clear()
+            dialler.learn(dead)
+            weather.cut_off = False
+            await until(lambda: dialler._step == "replace" and dialler._race is not None and dialler._race._running)
+            assert await it.dialler.connect(ticket(it.acceptor), timeout=10) is it.session
+        assert await exchange(it.session, b"still here") == b"still here"
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 10, 40])
+async def test_a_cancelled_connect_leaves_no_session_behind(turns: int) -> None:
+    """Wherever the cancel strikes: either there is a session that is connected, or there is nothing."""
+    config = Config(listen=LOOPBACK, transports=("tcp",))
+    async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
+        await interrupted(_connect(dialler, ticket(acceptor), 10), turns)
+        for session in dialler.sessions.values():
+            assert session.state == "connected"
+            await session.aclose()
+        await until(lambda: not dialler._peers and not acceptor._peers)
+
+
+async def test_a_path_that_we_give_up_is_reported_lost() -> None:
+    """Whoever closes a connection, there is one PathLost for it."""
+    async with pair("tcp") as it:
+        events = it.dialler.events()
+        [ours] = connections(it.dialler, it.acceptor.peer_id)
+        core = it.dialler._peers[it.acceptor.peer_id]._core
+        core.connection_lost(ours.id, 0.0, by_peer=False)
+        ours.abort()
+        async with asyncio.timeout(10):
+            async for event in events:
+                if isinstance(event, PathLost):
+                    assert event.transport == "tcp"
+                    break
+        await events.aclose()
+
+
+async def test_a_refusal_is_told_at_once_although_another_address_never_answers() -> None:
+    """The key itself has said no: nobody waits for the black hole."""
+    refusing = Config(listen=LOOPBACK, accept=lambda peer_id: False)
+    async with (
+        Endpoint(Identity.generate(), refusing) as acceptor,
+        Endpoint(Identity.generate(), Config(listen=LOOPBACK)) as dialler,
+    ):
+        with black_hole() as dead:
+            both = Ticket(acceptor.peer_id, [dead, *acceptor.addresses])
+            with pytest.raises(SessionRefused) as refused:
+                await dialler.connect(both, timeout=60)
+            assert isinstance(refused.value.__cause__, DialError)
+
+
+async def test_a_connection_that_ended_before_it_was_introduced_is_no_surprise() -> None:
+    """A hostile acceptor hangs up in the very batch that completes our handshake."""
+    async with pair("tcp") as it:
+        peer = it.dialler._peers[it.acceptor.peer_id]
+        [ours] = connections(it.dialler, it.acceptor.peer_id)
+        ours.abort()
+        with pytest.raises(ConnectionError):
+            peer.dialled(ours, it.session)
+        await until(lambda: not peer.connections or ours.id not in peer.connections)
+        peer.closed(ours, CloseReason(ClosedBy.NETWORK))
+
+
+async def _connect(endpoint: Endpoint, target: Ticket, timeout: float) -> Session:
+    return await endpoint.connect(target, timeout=timeout)
