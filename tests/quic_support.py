@@ -190,7 +190,9 @@ class Node:
         return self.accepted[number]
 
     def is_clean(self) -> bool:
-        return not self.transport._routes and not self.transport._drivers and not self.gate.pending
+        transport = self.transport
+        left = transport._routes or transport._drivers or transport._dials or transport._windows.used
+        return not left and not self.gate.pending
 
 
 def bound_socket(host: str = "127.0.0.1") -> socket.socket:

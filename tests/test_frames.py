@@ -210,6 +210,12 @@ def test_unknown_odd_type_is_skipped() -> None:
     assert read(bytes.fromhex("1f03aabbcc" + "1400")) == [Sync()]
 
 
+def test_unknown_odd_types_cost_no_more_than_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer may send 262,144 of them in one wake-up of 512 KiB: no Enum is asked, no exception is made."""
+    monkeypatch.setattr("overlay.protocol.frames.Type", None)
+    assert read(b"\x1d\x00" * 1000 + encode(Sync())) == [Sync()]
+
+
 def test_reason_is_clipped_between_characters() -> None:
     reason = "\N{GREEK SMALL LETTER ALPHA}" * MAX_REASON
     assert clip(reason) == reason[: MAX_REASON // 2].encode()

@@ -1,6 +1,7 @@
 """Two views of one relation that differ: who has given up, who has restarted, who is late, who is silent."""
 
 from collections.abc import Callable
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +9,22 @@ from hypothesis import strategies as st
 from pairs import HEADER, Half, Made, Wire, World
 
 from overlay.protocol.codes import CloseCode
-from overlay.protocol.frames import Accept, Control, Hello, Ping, Pong, Retire, StreamData, Sync, Window
-from overlay.protocol.links import HELD_BYTES
+from overlay.protocol.frames import (
+    Accept,
+    Control,
+    Event,
+    Hello,
+    Ping,
+    Pong,
+    ProtocolViolation,
+    Retire,
+    StreamData,
+    Streams,
+    Sync,
+    Window,
+)
+from overlay.protocol.links import HELD_BYTES, MAY_COME, Link
+from overlay.protocol.liveness import Progress
 from overlay.protocol.peer import (
     Answered,
     Attached,
@@ -23,6 +38,7 @@ from overlay.protocol.peer import (
     SessionState,
     Suspected,
 )
+from overlay.protocol.stream import StreamCore
 
 
 def endings(world: World, side: int) -> list[Ending]:
@@ -492,3 +508,92 @@ def test_no_memory_for_a_session_is_busy() -> None:
     assert codes(world, 1) == [CloseCode.BUSY]
     assert world.sides[1].core.idle
     assert not [one for one in world.sides[0].log if isinstance(one, Attached)]
+
+
+class Walked(dict[int, StreamCore]):
+    """A session's table of streams that counts how often it is walked."""
+
+    walks = 0
+
+    def values(self) -> Any:
+        self.walks += 1
+        return super().values()
+
+
+def test_many_syncs_walk_the_streams_once() -> None:
+    """A SYNC has two bytes, and a session a thousand streams."""
+    world = World()
+    wire = world.connect()
+    talk(world)
+    session = world.session(1)
+    streams = session.core.streams = Walked(session.core.streams)
+    for _ in range(1000):
+        world.sides[1].core.receive(wire.id, Sync(), world.now)
+    assert streams.walks == 0
+    assert world.sides[1].core.frames_to_send(wire.id)
+    assert streams.walks == 1
+
+
+def test_dial_that_comes_late_begins_no_session() -> None:
+    """The user has closed the session while the dial was under way: nobody asked for another one."""
+    world = World()
+    core = world.sides[0].core
+    world.connect()
+    core.close_session(world.session(0), world.now)
+    world.pump(0)
+    late = Wire(9, "tcp", 0)
+    world.wires.append(late)
+    world._made(late, 0)
+    world.pump(0)
+    assert core.session is None
+    assert codes(world, 0) == [CloseCode.SESSION_CLOSED, CloseCode.LOST_RACE]
+    assert core.idle
+
+
+def test_silent_connection_is_forsaken_when_another_becomes_the_selected_one() -> None:
+    world = World()
+    silent = world.connect(0, "tcp")
+    half, other = talk(world)
+    silent.frozen = True
+    world.write(0, half, 3000)
+    world.tick(1)
+    better = world.dial(0, "quic")
+    while world.sides[0].core.selected != better.id:
+        ready = [side for side in (0, 1) if better.queues[side]]
+        world.deliver(better, ready[0])
+    better.frozen = True
+    third = world.dial(0, "relay")
+    world.settle()
+    assert third.id in world.sides[0].core.attached
+    world.cut(better)
+    world.settle()
+    assert len(world.read(1, other, 5000)) == 3000
+
+
+@pytest.mark.parametrize(("phase", "kind"), [(phase, kind) for phase in Phase for kind in get_args(Event)])
+def test_frame_comes_only_in_its_phases(phase: Phase, kind: type[Event]) -> None:
+    link = Link(1, ("tcp", 4), 0, True, lambda: Progress(0.0, None), phase)
+    event = object.__new__(kind)
+    if kind in MAY_COME[phase]:
+        link.expect(event)
+        return
+    with pytest.raises(ProtocolViolation) as caught:
+        link.expect(event)
+    assert caught.value.code is CloseCode.STATE_ERROR
+
+
+@pytest.mark.parametrize("frame", [Streams(5), Ping(3), Retire()])
+def test_repeated_frame_looks_at_no_other_connection(frame: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer may send a hundred thousand of them in one go."""
+    world = World()
+    wire = world.connect()
+    half, _ = talk(world)
+    core = world.sides[0].core
+    wire.frozen = True
+    world.write(0, half, 100)
+    core.receive(wire.id, Retire(), world.now)
+    assert core._links.all[wire.id].phase is Phase.DRAINING
+    for name in ("_settle", "_judge_again"):
+        monkeypatch.setattr(core, name, lambda _: pytest.fail("nothing was due"))
+    for _ in range(10):
+        core.receive(wire.id, frame, world.now)

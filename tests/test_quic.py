@@ -3,10 +3,12 @@
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from quic_support import Node, Recorder, converse, memory_node, node, stranger_client
+import uvloop
+from quic_support import MemoryUdp, Node, Recorder, bound_socket, converse, memory_node, node, stranger_client
 
 from overlay.addresses import Address
 from overlay.config import Config, Limits
@@ -210,6 +212,58 @@ async def test_a_failing_handler_costs_its_own_connection_only(caplog: pytest.Lo
         await healthy.until(lambda: healthy.frames == [Ping(2)])
 
 
+async def test_a_handler_that_fails_at_the_end_stops_no_other_of_its_batch() -> None:
+    """Even `closed` raises; both have something to read in one wake-up. So it is if the driver itself fails."""
+    async with memory_node() as (bob, udp):
+        strangers = [stranger_client(bob.identity.generate()) for _ in range(3)]
+        for stranger in strangers:
+            converse(stranger, udp)
+            stranger.send_stream_data(2, encode(Ping(1)))
+        first, second, third = bob.accepted
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("on purpose")
+
+        first.on_writable = fail
+        first.closed = fail  # type: ignore[method-assign,assignment]
+        second.connection._driver.batch_ended = fail  # type: ignore[union-attr]
+        udp.deliver(*(data for stranger in strangers for data in stranger.output()))
+        assert first.connection.is_closed  # type: ignore[union-attr]
+        assert third.frames == [Ping(1)]
+
+
+async def test_a_handler_that_fails_at_the_end_spoils_no_timer_or_flush() -> None:
+    """A connection may also crash outside of a batch."""
+    async with node() as alice, node() as bob:
+        link, recorder, _ = await _connect(alice, bob)
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("on purpose")
+
+        link._engine.datagrams_to_send = fail  # type: ignore[method-assign,assignment]
+        recorder.closed = fail  # type: ignore[method-assign,assignment]
+        link.flush()
+        assert link.is_closed
+
+
+@pytest.mark.parametrize("crash", [False, True])
+async def test_a_connection_that_ends_before_its_dial_returns_is_not_returned(crash: bool) -> None:
+    """Nobody would be told of its end any more."""
+
+    def end(connection: Connection) -> None:
+        if crash:
+            raise RuntimeError("on purpose")
+        connection.close(CloseCode.RETIRED, "early")
+
+    async with node() as alice, node() as bob:
+        recorder = Recorder()
+        recorder.on_writable = end
+        with pytest.raises(HandshakeError) as caught:
+            await alice.transport.dial(bob.address, bob.peer_id, recorder)
+        assert caught.value.code is (CloseCode.INTERNAL_ERROR if crash else CloseCode.RETIRED)
+        await recorder.until(lambda: recorder.closed_calls == 1)
+
+
 async def test_an_engine_that_raises_ends_its_own_connection_only() -> None:
     """aioquic meets something that it did not expect."""
     async with node() as alice, node() as bob:
@@ -294,6 +348,55 @@ async def test_a_dial_without_a_socket_of_that_family_fails_at_once() -> None:
         with pytest.raises(OSError):
             await alice.transport.dial(Address("quic", "192.0.2.1", 9), bob.peer_id, Recorder())
         assert alice.is_clean()
+
+
+async def _dial_a_closed_port() -> None:
+    with bound_socket() as closed:
+        nowhere = Address("quic", *closed.getsockname())
+    async with node() as alice, node() as bob:
+        link, _, arrival = await _connect(alice, bob)
+        async with asyncio.timeout(10):
+            for number in range(3):
+                with pytest.raises(ConnectionRefusedError):
+                    await alice.transport.dial(nowhere, bob.identity.generate().peer_id, Recorder())
+                link.send_frame(encode(Ping(number)))
+                link.flush()
+                await arrival.until(lambda: arrival.frames[-1:] == [Ping(number)])  # noqa: B023 - awaited here
+        assert len(alice.transport._drivers) == 1
+        assert not link.is_closed
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_dial_to_a_closed_port_is_refused_at_once(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """The kernel says so, and connections on the same socket are unharmed."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_dial_a_closed_port())
+
+
+async def test_only_a_dial_that_has_heard_nothing_believes_icmp() -> None:
+    """Anybody can send it: it ends no connection, and no dial to another address or through another socket."""
+    async with memory_node() as (alice, udp):
+        bob, sent = Node([]), asyncio.Event()
+        udp.peer = lambda _: sent.set()
+        task = asyncio.create_task(alice.transport.dial(Address("quic", "192.0.2.2", 40_000), bob.peer_id, Recorder()))
+        async with asyncio.timeout(10):
+            await sent.wait()
+        (driver,) = alice.transport._dials
+        alice.transport.unreachable(udp, ("192.0.2.2", 40_001), errno.ECONNREFUSED)
+        alice.transport.unreachable(MemoryUdp(), driver.remote, errno.ECONNREFUSED)
+        driver.engine.packets_received = 1
+        alice.transport.unreachable(udp, driver.remote, errno.ECONNREFUSED)
+        assert not driver.is_forgotten
+        driver.engine.packets_received = 0
+        alice.transport.unreachable(udp, driver.remote, errno.EHOSTUNREACH)
+        with pytest.raises(OSError) as caught:
+            await task
+        assert caught.value.errno == errno.EHOSTUNREACH
+        assert alice.is_clean()
+    async with node() as alice, node() as bob:
+        link, _, _ = await _connect(alice, bob)
+        alice.transport.unreachable(alice.sockets[0], link._driver.remote, errno.ECONNREFUSED)
+        assert not link.is_closed
 
 
 async def test_a_dial_that_nobody_answers_times_out() -> None:

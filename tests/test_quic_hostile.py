@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import trustme
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic.connection import QuicConnection, QuicConnectionAdapter
 from aioquic.quic.events import HandshakeCompleted
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -296,6 +297,20 @@ async def test_the_batching_attack_gets_nothing() -> None:
         assert engine.proven is None
         assert not engine._handshake_complete
         await bob.gate.emptied()
+
+
+async def test_failed_handshakes_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """aioquic would warn of each, and who has set up no logging would find that on stderr."""
+    caplog.set_level(logging.DEBUG)
+    async with memory_node() as (bob, udp):
+        for make in (stranger_client, _wrong_verify, _foreign_alpn):
+            stranger = make()
+            stranger._logger = QuicConnectionAdapter(logging.getLogger("stranger"), {"id": "theirs"})
+            converse(stranger, udp)
+        await bob.gate.emptied()
+    ours = [record for record in caplog.records if record.name != "stranger"]
+    assert any("No common ALPN" in record.getMessage() for record in ours)
+    assert all(record.levelno <= logging.DEBUG for record in ours)
 
 
 async def test_garbage_opens_no_handshake() -> None:

@@ -7,12 +7,12 @@ import pytest
 from aioquic.quic.packet import QuicErrorCode
 from quic_support import OURS, MemoryUdp, Node, Recorder, Stranger, converse, memory_node, stranger_client
 
-from overlay.config import MiB
+from overlay.config import Config, KiB, Limits, MiB
 from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Ping, encode, run_header, varint
 from overlay.transports.base import ClosedBy, Connection
-from overlay.transports.quic import CONNECTION_WINDOW, MAX_CRYPTO, RUN_WINDOW
+from overlay.transports.quic import CONNECTION_WINDOW, FIRST_WINDOW, MAX_CRYPTO, RUN_WINDOW, WINDOW_SHARE
 from overlay.transports.quic_connection import clock
 
 
@@ -74,14 +74,14 @@ async def test_a_peer_beyond_its_credit_is_closed_and_costs_little() -> None:
 
 
 async def test_holes_are_filled_at_most_up_to_the_connections_credit() -> None:
-    """One byte at the end of each run makes a receiver hold the run: eight of them, and no more."""
+    """One byte far in a run makes a receiver hold all before it: a stranger's first window, and no more."""
     async with memory_node() as (bob, udp):
         check = _healthy(bob, udp)
         stranger, recorder = _greedy(bob, udp)
         tracemalloc.start()
         try:
             for number in range(100):
-                frame = _stream_frame(6 + 4 * number, RUN_WINDOW - 1, b"x")
+                frame = _stream_frame(6 + 4 * number, FIRST_WINDOW // 8 - 1, b"x")
                 udp.deliver(stranger.packet(frame))
             _, peak = tracemalloc.get_traced_memory()
         finally:
@@ -89,8 +89,59 @@ async def test_holes_are_filled_at_most_up_to_the_connections_credit() -> None:
         assert recorder.reason is not None
         assert recorder.reason.code == CloseCode.FLOW_CONTROL_ERROR
         assert recorder.received == 0
-        assert peak < 2 * CONNECTION_WINDOW
+        assert peak < 4 * FIRST_WINDOW
         check()
+
+
+async def test_one_byte_at_the_end_of_a_run_is_refused_from_a_stranger() -> None:
+    """Seven such packets would hold as many MiB."""
+    async with memory_node() as (bob, udp):
+        stranger, recorder = _greedy(bob, udp)
+        udp.deliver(stranger.packet(_stream_frame(6, RUN_WINDOW - 1, b"x")))
+        assert recorder.reason is not None
+        assert recorder.reason.code == CloseCode.FLOW_CONTROL_ERROR
+
+
+def _send_really(stranger: Stranger, udp: MemoryUdp, size: int, runs: int, first: int) -> None:
+    """That much data, in order, in packets of 1 KiB, in `runs` runs from the `first`th on."""
+    for number in range(first, first + runs):
+        stream, done = 6 + 4 * number, 0
+        while done < size // runs:
+            udp.deliver(stranger.packet(_stream_frame(stream, done, bytes(KiB))))
+            done += KiB
+
+
+async def test_a_window_grows_with_what_was_really_sent() -> None:
+    """Not with what a reset claims; up to the same as for those whom we dial; and all of it comes back."""
+    async with memory_node() as (bob, udp):
+        bob.keep_data = False
+        stranger, recorder = _greedy(bob, udp)
+        engine = recorder.connection._engine  # type: ignore[union-attr]
+        reset = (0x04, varint(6) + varint(0) + varint(FIRST_WINDOW))
+        udp.deliver(stranger.packet(reset))
+        udp.deliver(stranger.packet((0x01, b"")))
+        assert engine._window == FIRST_WINDOW
+        _send_really(stranger, udp, CONNECTION_WINDOW, 16, 1)
+        assert engine._window == CONNECTION_WINDOW
+        assert engine._local_max_data.value - engine._handed_over <= CONNECTION_WINDOW
+        assert bob.transport._windows.used == CONNECTION_WINDOW - FIRST_WINDOW
+        recorder.connection.abort()  # type: ignore[union-attr]
+        assert bob.transport._windows.used == 0
+
+
+async def test_windows_share_what_there_is() -> None:
+    """A few greedy peers cannot keep the others small, and together they stay below the bound."""
+    limits = Limits(stranger_memory=WINDOW_SHARE * 4 * FIRST_WINDOW)
+    async with memory_node(Config(limits=limits)) as (bob, udp):
+        bob.keep_data = False
+        windows = []
+        for _ in range(8):
+            stranger, recorder = _greedy(bob, udp)
+            _send_really(stranger, udp, MiB, 2, 0)
+            assert recorder.reason is None
+            windows.append(recorder.connection._engine._window // FIRST_WINDOW)  # type: ignore[union-attr]
+        assert windows[0] > windows[-1] > 1
+        assert bob.transport._windows.used <= limits.stranger_memory
 
 
 @pytest.mark.parametrize(
@@ -135,10 +186,10 @@ async def test_what_a_reset_skipped_earns_credit_again() -> None:
         engine = recorder.connection._engine  # type: ignore[union-attr]
         for number in range(20):
             stream = 6 + 4 * number
-            reset = (0x04, varint(stream) + varint(0) + varint(RUN_WINDOW))
+            reset = (0x04, varint(stream) + varint(0) + varint(FIRST_WINDOW // 2))
             udp.deliver(stranger.packet(_stream_frame(stream, 1000, b"x"), reset))
         assert recorder.reason is None
-        assert engine._handed_over == 20 * RUN_WINDOW
+        assert engine._handed_over == 20 * FIRST_WINDOW // 2
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,8 @@ def test_loss_of_a_connection_sends_what_it_carried_and_nothing_else() -> None:
     assert core.data_to_send(3, 1000) is None
     core.forsake(2, wait=True)
     assert core.data_to_send(3, 1000) is None
-    core.resume()
+    core.streams = {}
+    core.resume()  # only those that wait, however many streams there are
     chunk = core.data_to_send(3, 1000)
     assert chunk is not None
     assert (chunk.offset, len(chunk.data), chunk.idle) == (500, 506, True)

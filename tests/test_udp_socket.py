@@ -2,7 +2,12 @@
 
 import asyncio
 import errno
+import select
 import socket
+from collections.abc import Callable
+
+import pytest
+import uvloop
 
 from overlay.addresses import Address
 from overlay.transports.udp_socket import (
@@ -21,6 +26,7 @@ class Sink:
     def __init__(self) -> None:
         self.got: list[tuple[bytes, SocketAddress, Local | None]] = []
         self.batches: list[int] = []
+        self.lost: set[tuple[SocketAddress, int]] = set()
         self.changed = asyncio.Event()
 
     def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
@@ -30,16 +36,27 @@ class Sink:
         self.batches.append(len(self.got))
         self.changed.set()
 
+    def unreachable(self, udp: UdpSocket, remote: SocketAddress, code: int) -> None:
+        self.lost.add((remote, code))
+        self.changed.set()
+
     async def until(self, count: int) -> None:
         async with asyncio.timeout(10):
             while len(self.got) < count:
                 self.changed.clear()
                 await self.changed.wait()
 
+    async def until_lost(self) -> None:
+        async with asyncio.timeout(10):
+            while not self.lost:
+                self.changed.clear()
+                await self.changed.wait()
+
 
 def bound(host: str = "127.0.0.1") -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    if ":" not in host:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     sock.bind((host, 0))
     sock.setblocking(False)
     return sock
@@ -141,18 +158,70 @@ async def test_weather_drops_in_both_directions() -> None:
     udp.close()
 
 
-async def test_a_port_that_nobody_listens_on_breaks_nothing() -> None:
-    """The ICMP error comes back on some later call, and is nobody's concern."""
-    udp, sink = UdpSocket(bound()), Sink()
+async def _reach_nobody(host: str) -> None:
+    sock = bound(host)
+    udp, sink = UdpSocket(sock), Sink()
     udp.register("quic", sink)
-    closed = bound()
+    closed = bound(host)
     nowhere = closed.getsockname()
     closed.close()
-    udp.send((b"a", b"b"), nowhere)
-    with bound() as other:
-        other.sendto(b"\x40", ("127.0.0.1", udp.address.port))
-        await sink.until(1)
+    for taken in (False, True):
+        # The error is there when the loop wakes; or only its place in the queue is, as the error itself was taken.
+        assert udp.send((b"a",), nowhere) is None
+        assert not taken or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+        await sink.until_lost()
+        sink.lost.clear()
+    with bound(host) as other:
+        for number in range(3):
+            assert udp.send((b"a",) * 100, nowhere) is None
+            assert udp.send((b"hello",), other.getsockname()) is None
+            assert await asyncio.get_running_loop().sock_recv(other, 100) == b"hello"
+            other.sendto(b"\x40", sock.getsockname())
+            await sink.until(number + 1)
+    await sink.until_lost()
+    assert sink.lost == {(nowhere, errno.ECONNREFUSED)}
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    assert poll.poll(0) == []
     udp.close()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_nobody_listens_on_is_told_and_disturbs_nobody(
+    host: str, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Its ICMP errors fail no datagram to others, do not keep the loop awake, and do not deafen uvloop."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_reach_nobody(host))
+
+
+async def _wait_for_room() -> None:
+    udp = UdpSocket(bound())
+    udp.register("quic", Sink())
+    answers = iter((BlockingIOError(errno.EAGAIN, "full"), BlockingIOError(errno.EAGAIN, "still full")))
+    sent, done = [], asyncio.Event()
+
+    def send_one(data: bytes, remote: SocketAddress, local: Local | None) -> None:
+        error = next(answers, None)
+        if error is not None:
+            raise error
+        sent.append(data)
+        done.set()
+
+    udp._send_one = send_one  # type: ignore[method-assign]
+    udp.send((b"waits",), ("127.0.0.1", 9))
+    async with asyncio.timeout(10):
+        await done.wait()
+    assert sent == [b"waits"]
+    udp.close()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_loop_wakes_us_when_there_is_room(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """As often as it takes."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_wait_for_room())
 
 
 async def test_a_refusal_of_the_kernel_is_returned() -> None:

@@ -510,6 +510,16 @@ def _numbers(make: Callable[..., Control], count: int) -> _Parser:
     return parse
 
 
+def _number(make: Callable[[int], Control]) -> _Parser:
+    """For a body of one."""
+
+    def parse(body: bytes) -> tuple[Control, int]:
+        value, end = read_varint(body, 0)
+        return make(value), end
+
+    return parse
+
+
 def _nonce(make: Callable[[int], Control]) -> _Parser:
     """For a body of eight bytes."""
     return lambda body: (make(struct.unpack_from("!Q", body)[0]), 8)
@@ -524,11 +534,11 @@ _PARSERS: Final[dict[int, _Parser]] = {
     Type.HELLO: _hello,
     Type.ACCEPT: _accept,
     Type.WINDOW: _numbers(Window, 3),
-    Type.STREAMS: _numbers(Streams, 1),
+    Type.STREAMS: _number(Streams),
     Type.FIN: _numbers(Fin, 2),
     Type.RESET: _numbers(Reset, 3),
     Type.STOP: _numbers(Stop, 2),
-    Type.GONE: _numbers(Gone, 1),
+    Type.GONE: _number(Gone),
     Type.PING: _nonce(Ping),
     Type.PONG: _nonce(Pong),
     Type.SYNC: lambda _: (Sync(), 0),

@@ -11,6 +11,10 @@ random names of the session at either side, for ever. What may happen:
     a new `mine`      a session                 a challenge: replaces ours only if the connection echoes our nonce, and,
                                                 if the process differs, if ours does not answer a PING (a restart, or a
                                                 second living process, which is refused: DUPLICATE_IDENTITY)
+
+SESSION_GONE does not say why: an acceptor whose process is new cannot know that the name was drawn by its predecessor,
+as neither HELLO nor CLOSE carries the acceptor's process. So when *we* dial a peer that has restarted, our session ends
+as GONE; as RESTARTED only when the peer's own dial, with its new process number, has come before.
 """
 
 from enum import Enum

@@ -1,12 +1,8 @@
 """The connections to one peer: where each stands, which of them carry the session, and which one is sent on. Pure.
 
-phase          frames that may come
-AWAIT_HELLO    HELLO
-AWAIT_ACCEPT   ACCEPT, PING
-CHALLENGED     PING, PONG; frames and bytes of the session, held up to 64 KiB until the verdict
-ATTACHED       all but HELLO and ACCEPT
-DRAINING       the same; nothing new is sent
-CLOSED         none: what was under way is ignored
+`MAY_COME` has the frames that may come in each phase. What a CHALLENGED connection brings of the session is held, up
+to 64 KiB, until the verdict; so are the pieces of streams that overtake HELLO or ACCEPT on QUIC. A DRAINING one is
+sent nothing new. What was under way on a CLOSED one is ignored.
 """
 
 from collections.abc import Callable
@@ -16,10 +12,29 @@ from typing import Final
 
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
-from overlay.protocol.frames import MINIMUM_STREAMS, MINIMUM_WINDOW, Hello, Ping, ProtocolViolation, StreamData, encode
+from overlay.protocol.frames import (
+    MINIMUM_STREAMS,
+    MINIMUM_WINDOW,
+    Accept,
+    Event,
+    Fin,
+    Gone,
+    Hello,
+    Ping,
+    Pong,
+    ProtocolViolation,
+    Reset,
+    Retire,
+    Stop,
+    StreamData,
+    Streams,
+    Sync,
+    Window,
+    encode,
+)
 from overlay.protocol.liveness import Liveness, Progress
 from overlay.protocol.selection import Candidate, select, surplus
-from overlay.protocol.session import SessionCore, SessionFrame
+from overlay.protocol.session import SessionCore, SessionEvent
 
 HELD_BYTES: Final = MINIMUM_STREAMS * MINIMUM_WINDOW
 """Stream bytes that may be sent before it is known that the other side has judged the connection."""
@@ -47,6 +62,16 @@ class Phase(Enum):
 
 
 ACTIVE: Final = frozenset({Phase.ATTACHED, Phase.DRAINING})
+
+_OF_SESSION: Final[frozenset[type[Event]]] = frozenset({StreamData, Window, Streams, Fin, Reset, Stop, Gone, Sync})
+MAY_COME: Final[dict[Phase, frozenset[type[Event]]]] = {
+    Phase.AWAIT_HELLO: frozenset({Hello, StreamData}),
+    Phase.AWAIT_ACCEPT: frozenset({Accept, Ping, StreamData}),
+    Phase.CHALLENGED: _OF_SESSION | {Ping, Pong},
+    Phase.ATTACHED: _OF_SESSION | {Ping, Pong, Retire},
+    Phase.DRAINING: _OF_SESSION | {Ping, Pong, Retire},
+    Phase.CLOSED: frozenset(),
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -94,7 +119,7 @@ class Link:
     asked: SessionState | None = None
     """The session whose connections were asked whether they live."""
     asked_at: float = 0.0
-    held: list[SessionFrame | StreamData] = field(default_factory=list)
+    held: list[SessionEvent] = field(default_factory=list)
     held_bytes: int = 0
     early_bytes: int = 0
     """Stream bytes that were sent before the peer was known to have judged this connection."""
@@ -121,7 +146,16 @@ class Link:
         """How many stream bytes may be sent while `early`."""
         return HELD_BYTES - self.early_bytes if self.early_pieces < EARLY_PIECES else 0
 
-    def hold(self, event: SessionFrame | StreamData) -> None:
+    def expect(self, event: Event) -> None:
+        """Check that it may come now.
+
+        Raises:
+            ProtocolViolation: it may not.
+        """
+        if type(event) not in MAY_COME[self.phase]:
+            raise ProtocolViolation(CloseCode.STATE_ERROR, f"{type(event).__name__} while {self.phase.value}")
+
+    def hold(self, event: SessionEvent) -> None:
         """Keep what came before the verdict.
 
         Raises:
@@ -170,6 +204,13 @@ class Links:
     def carrying(self, session: SessionState | None) -> list[Link]:
         """Those that carry the session, draining ones too."""
         return [link for link in self.all.values() if link.phase in ACTIVE and link.session is session]
+
+    def challenged_by_another(self, session: SessionState) -> bool:
+        """Whether one that waits for the verdict has another process's name than the session's other end."""
+        return any(
+            one.phase is Phase.CHALLENGED and one.proven and one.hello and one.hello.process != session.process
+            for one in self.all.values()
+        )
 
     def answering(self, session: SessionState) -> bool:
         """Whether the other end of the session has shown itself on one of them, and is not silent."""

@@ -31,6 +31,7 @@ from overlay.protocol.frames import (
     VARINT_MAX,
     Accept,
     Event,
+    Gone,
     Hello,
     Ping,
     Pong,
@@ -45,7 +46,7 @@ from overlay.protocol.judgement import Judgement, accept_for, hello_for, judge
 from overlay.protocol.links import ACTIVE, DRAIN_TIMEOUT, VERDICT_TIMEOUT, Link, Links, Phase, SessionState
 from overlay.protocol.liveness import Liveness, Progress, Verdict
 from overlay.protocol.outgoing import Chunk
-from overlay.protocol.session import SessionCore, SessionFrame
+from overlay.protocol.session import SessionCore, SessionEvent
 
 __all__ = ["Action", "Answered", "Attached", "CloseConnection", "Ended", "Ending", "Lingering"]
 __all__ += ["PeerCore", "PeerSettings", "Phase", "Recovered", "SessionState", "Suspected"]
@@ -152,7 +153,10 @@ class PeerCore:
         watch: Callable[[], Progress],
         now: float,
     ) -> None:
-        """A connection to the proven peer is there. One that we dialled belongs to the session of `begin`."""
+        """A connection to the proven peer is there. One that we dialled belongs to the session of `begin`.
+
+        When that is over, the connection is closed: a dial that is late must not begin what nobody asked for.
+        """
         phase = Phase.AWAIT_ACCEPT if dialled_by_us else Phase.AWAIT_HELLO
         link = Link(connection, kind, rank, dialled_by_us, watch, phase)
         self._links.all[connection] = link
@@ -161,9 +165,9 @@ class PeerCore:
             if self._links.crowded:
                 self._close(link, CloseCode.BUSY, "too many connections", now)
             return
-        session = self.begin()
+        session = self.session
         if session is None:
-            self._close(link, CloseCode.BUSY, "no memory for another session", now)
+            self._close(link, CloseCode.LOST_RACE, "the session that it was dialled for is over", now)
             return
         self._dials += 1
         link.dial = self._dials
@@ -178,20 +182,22 @@ class PeerCore:
         link = self._links.all.get(connection)
         if link is None or link.phase is Phase.CLOSED:
             return
-        if link.liveness is not None and link.liveness.heard():
+        if link.liveness is not None and link.liveness.suspect and link.liveness.heard():
             self._recovered(link)
         try:
             self._receive(link, event, now)
         except ProtocolViolation as violation:
             self._close(link, violation.code, violation.reason, now)
-        if self._draining:
+        if self._draining and isinstance(event, Window | Gone):
+            # Nothing else acknowledges.
             self._settle(now)
-        self._judge_again(now)
+        if self._verdicts_due:
+            self._judge_again(now)
 
     def receive_stream(self, connection: int, stream: int, offset: int, data: bytes, now: float) -> None:
         """The same for a piece of a stream, by the short way."""
         link = self._links.all.get(connection)
-        if link is None or link.phase is not Phase.ATTACHED or self._draining or link.liveness is None:
+        if link is None or link.phase is not Phase.ATTACHED or link.liveness is None:
             self.receive(connection, StreamData(stream, offset, data), now)
             return
         if link.liveness.suspect and link.liveness.heard():
@@ -224,12 +230,7 @@ class PeerCore:
         if not by_peer or not session.connected or self._links.answering(session):
             return
         if code == CloseCode.SESSION_GONE:
-            # One that waits for the verdict with another process's name tells why it is gone.
-            anew = any(
-                one.phase is Phase.CHALLENGED and one.proven and one.hello and one.hello.process != session.process
-                for one in self._links.all.values()
-            )
-            why = Ending.RESTARTED if anew else Ending.GONE
+            why = Ending.RESTARTED if self._links.challenged_by_another(session) else Ending.GONE
             self._end(why, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
         elif code in {CloseCode.DUPLICATE_IDENTITY, CloseCode.REFUSED} and was is Phase.AWAIT_ACCEPT:
             self._end(Ending.REFUSED, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
@@ -241,6 +242,8 @@ class PeerCore:
                 self._deadline(link, now)
             if link.liveness is not None and now >= link.liveness.next_timeout:
                 self._check(link, now)
+        if self._draining:
+            self._settle(now)
         session = self.session
         if session is not None:
             session.core.handle_timeout(now)
@@ -293,40 +296,33 @@ class PeerCore:
         return chunk
 
     def _receive(self, link: Link, event: Event, now: float) -> None:
-        match link.phase, event:
-            case Phase.AWAIT_HELLO, Hello():
+        if isinstance(event, SessionEvent):
+            if link.phase is Phase.ATTACHED or link.phase is Phase.DRAINING:
+                self._session_event(link, event, now)
+            else:
+                link.expect(event)
+                link.hold(event)
+            return
+        link.expect(event)
+        match event:
+            case Hello():
                 link.hello = event
                 link.deadline = None
                 self._judge(link, now)
-            case Phase.AWAIT_HELLO, StreamData():
-                # Runs may overtake HELLO, which travels on QUIC's control stream.
-                link.hold(event)
-            case Phase.AWAIT_ACCEPT, Accept():
+            case Accept():
                 self._accepted(link, event, now)
-            case ((Phase.AWAIT_ACCEPT | Phase.CHALLENGED | Phase.ATTACHED | Phase.DRAINING), Ping()):
+            case Ping():
                 link.frames.append(encode(Pong(event.nonce)))
-            case Phase.CHALLENGED, Pong():
-                if event.nonce == link.nonce:
-                    link.proven = True
-                    self._judge(link, now)
-            case ((Phase.ATTACHED | Phase.DRAINING), Pong()):
+            case Pong() if link.phase is not Phase.CHALLENGED:
                 self._ponged(link, event, now)
-            case ((Phase.ATTACHED | Phase.DRAINING), Retire()):
+            case Pong() if event.nonce == link.nonce:
+                link.proven = True
+                self._judge(link, now)
+            case Retire() if not link.retired_by_peer:
                 link.retired_by_peer = True
                 self._drain(link, now)
-            case _, (Hello() | Accept() | Pong() | Retire()):
-                raise ProtocolViolation(CloseCode.STATE_ERROR, f"{event.TYPE.name} while {link.phase.value}")
-            case Phase.AWAIT_ACCEPT, StreamData():
-                # On QUIC the acceptor's first run may overtake its ACCEPT.
-                link.hold(event)
-            case ((Phase.AWAIT_HELLO | Phase.AWAIT_ACCEPT), _):
-                raise ProtocolViolation(CloseCode.STATE_ERROR, f"{type(event).__name__} while {link.phase.value}")
-            case Phase.CHALLENGED, _:
-                link.hold(event)  # type: ignore[arg-type]  # CLOSE and DATAGRAM never come here
-            case _:
-                self._session_event(link, event, now)  # type: ignore[arg-type]  # the same
 
-    def _session_event(self, link: Link, event: SessionFrame | StreamData, now: float) -> None:
+    def _session_event(self, link: Link, event: SessionEvent, now: float) -> None:
         session = link.session
         if session is None or session is not self.session:
             return
@@ -337,9 +333,10 @@ class PeerCore:
                 if link.synced:
                     # The peer has lost a connection: what it said there of streams that have ended is gone.
                     session.core.repeat_state()
-                link.synced = True
-                link.acknowledged.clear()
-                self._forsake_silent()
+                else:
+                    link.synced = True
+                    link.acknowledged.clear()
+                    self._forsake_silent()
                 session.core.resume()
             case Window() if not link.synced and event.received < link.acknowledged.get(event.stream, 0):
                 raise ProtocolViolation(
@@ -476,6 +473,7 @@ class PeerCore:
         session.core.forsake(link.id, wait=not others)
         self._links.reselect(self.session)
         if others:
+            self._forsake_silent()
             self._repeat(session)
         elif session.connected and session.linger_until is None:
             session.linger_until = now + session.linger

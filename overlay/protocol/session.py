@@ -28,6 +28,7 @@ from overlay.protocol.frames import (
     ProtocolViolation,
     Reset,
     Stop,
+    StreamData,
     Streams,
     Sync,
     Window,
@@ -37,7 +38,7 @@ from overlay.protocol.frames import (
 from overlay.protocol.outgoing import CHUNK, Chunk, Outgoing
 from overlay.protocol.stream import ACK_EVERY, Ending, Priority, StreamCore
 
-__all__ = ["CHUNK", "Chunk", "SessionCore", "SessionFrame", "SessionLimits"]
+__all__ = ["CHUNK", "Chunk", "SessionCore", "SessionEvent", "SessionFrame", "SessionLimits"]
 
 ACK_DELAY: Final = 0.02
 """Seconds after which received bytes are acknowledged at the latest."""
@@ -47,6 +48,7 @@ SPARE: Final = 4
 """One part in four of a shared budget is kept from growth, for the minimum of newcomers."""
 
 SessionFrame = Window | Streams | Fin | Reset | Stop | Gone | Sync
+SessionEvent = SessionFrame | StreamData
 
 
 class SessionCore:

@@ -8,7 +8,10 @@ This is the only file that touches private names of aioquic (1.7); each place sa
   is only the key that `Engine` notes after CertificateVerify was verified under it, and an engine that is
   closing is fed nothing and read no more.
 - **How much?** aioquic grants credit on receipt and doubles it for ever. Here credit follows what was handed over to
-  the session, CRYPTO is bounded, and no bidirectional stream may be opened at all.
+  the session, CRYPTO is bounded, and no bidirectional stream may be opened at all. aioquic fills gaps with zeros, so
+  credit is memory, whatever little was sent: one who dials us begins with a small window, which grows with what it
+  has really sent, as far as the memory for all such windows goes.
+- **How loud?** aioquic warns of each failed handshake; what a stranger can cause is only worth DEBUG.
 - **No resumption**: without a ticket handler or fetcher aioquic neither offers nor takes a PSK, and so no 0-RTT.
 """
 
@@ -18,7 +21,7 @@ import errno
 import logging
 import ssl
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
@@ -28,6 +31,7 @@ from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     NetworkAddress,
     QuicConnection,
+    QuicConnectionAdapter,
     QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
@@ -46,12 +50,11 @@ from cryptography import x509
 from overlay.config import Config, KiB, MiB
 from overlay.errors import HandshakeError, IdentityMismatch, SelfDial
 from overlay.identity import Identity, PeerId, peer_id_of
+from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.transports.base import ClosedBy, CloseReason, Role
 from overlay.transports.quic_congestion import OVERLAY
-from overlay.transports.quic_handshakes import (
-    CONNECTION_ID_BYTES,
-)
+from overlay.transports.quic_handshakes import CONNECTION_ID_BYTES
 from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,10 @@ ALPN: Final = "overlay-quic/1"
 CONNECTION_WINDOW: Final = 8 * MiB
 """Credit beyond what was handed over. Data is handed over as it arrives in order, so this bounds what lies behind a
 lost packet: 80 MB/s at 100 ms. What a reader does not read is bounded by the session's own windows."""
+FIRST_WINDOW: Final = 64 * KiB
+"""The same for one who dials us, at first: what its connection costs anyway."""
+WINDOW_SHARE: Final = 8
+"""A window may double while that many times its size is free, so that a few cannot take all."""
 RUN_WINDOW: Final = MAX_RUN + 4 * MAX_HEADER
 """A run never gets more than this, and gets it at once."""
 CONTROL_WINDOW: Final = 256 * KiB
@@ -103,7 +110,7 @@ def quic_configuration(identity: Identity, config: Config, role: Role) -> QuicCo
         connection_id_length=CONNECTION_ID_BYTES,
         idle_timeout=config.idle_timeout,
         is_client=role is Role.DIALER,
-        max_data=CONNECTION_WINDOW,
+        max_data=CONNECTION_WINDOW if role is Role.DIALER else FIRST_WINDOW,
         max_datagram_frame_size=64 * KiB,
         max_stream_data=RUN_WINDOW,
         private_key=identity.private_key,
@@ -121,6 +128,7 @@ class Engine(QuicConnection):
         configuration: of `quic_configuration`.
         now: the clock's time.
         expected: the key that is dialled; None on the accepting side.
+        windows: what the windows of all accepted connections may grow by together; None on the dialling side.
         original_destination_connection_id: what the client drew, on the accepting side.
         retry_source_connection_id: what our Retry told it to use instead.
 
@@ -139,6 +147,7 @@ class Engine(QuicConnection):
         now: float,
         *,
         expected: PeerId | None = None,
+        windows: Budget | None = None,
         original_destination_connection_id: bytes | None = None,
         retry_source_connection_id: bytes | None = None,
     ) -> None:
@@ -147,6 +156,7 @@ class Engine(QuicConnection):
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
         )
+        self._logger = _Quiet(logger, self._logger.extra)
         self.proven: PeerId | None = None
         self.refusal: HandshakeError | None = None
         self.last_heard = now
@@ -155,6 +165,9 @@ class Engine(QuicConnection):
         self._control_out = 2 if configuration.is_client else 3
         self._own_key = identity.peer_id
         self._expected = expected
+        self._windows = windows
+        self._window = configuration.max_data
+        self._delivered = 0
         self._handed_over = 0
         self._control_handed_over = 0
         self._written = 0
@@ -209,6 +222,12 @@ class Engine(QuicConnection):
     def connection_ids(self) -> list[bytes]:
         """Under which datagrams for this connection arrive."""
         return [connection_id.cid for connection_id in self._host_cids]
+
+    def release(self) -> None:
+        """Give back what the window has grown by: nothing is received any more."""
+        if self._windows is not None:
+            self._windows.release(self._window - self._configuration.max_data)
+            self._windows = None
 
     def room(self) -> int:
         """How many stream bytes may be written now, never beyond the peer's credit; a new run must be possible."""
@@ -320,6 +339,7 @@ class Engine(QuicConnection):
         if type(event) is StreamDataReceived:
             event = self._joined(event)
             self._handed_over += len(event.data)
+            self._delivered += len(event.data)
             if event.stream_id == self.control_in:
                 self._control_handed_over += len(event.data)
         return event
@@ -433,8 +453,10 @@ class Engine(QuicConnection):
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         # aioquic doubles MAX_DATA whenever half of it was received. The rule for MAX_STREAMS is its own.
         data, streams = self._local_max_data, self._local_max_streams_uni
-        wanted = self._handed_over + CONNECTION_WINDOW
-        if wanted - data.value >= CONNECTION_WINDOW // 2:
+        if self._window < CONNECTION_WINDOW and self._delivered >= self._window:
+            self._grow()
+        wanted = self._handed_over + self._window
+        if wanted - data.value >= self._window // 2:
             data.value = wanted
         for limit in (data, streams):
             if limit.value == limit.sent or (limit is streams and limit.sent - limit.used >= limit.value - limit.sent):
@@ -447,6 +469,12 @@ class Engine(QuicConnection):
             )
             buffer.push_uint_var(limit.value)
             limit.sent = limit.value
+
+    def _grow(self) -> None:
+        windows, size = self._windows, self._window
+        if windows is None or windows.limit - windows.used < WINDOW_SHARE * size or not windows.reserve(size):
+            return
+        self._window += size
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
         # aioquic doubles MAX_STREAM_DATA likewise. A run has its credit from the start and gets no more.
@@ -465,6 +493,13 @@ class Engine(QuicConnection):
             buffer.push_uint_var(stream.stream_id)
             buffer.push_uint_var(stream.max_stream_data_local)
             stream.max_stream_data_local_sent = stream.max_stream_data_local
+
+
+class _Quiet(QuicConnectionAdapter):
+    """Says everything at DEBUG, and in our logger's name."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
 
 
 def _has_work(stream: QuicStream) -> bool:

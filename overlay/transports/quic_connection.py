@@ -326,6 +326,15 @@ class Driver:
         self.flush_now()
         self._end_handshake(error)
 
+    def unreachable(self, udp: UdpSocket, remote: SocketAddress, error: OSError) -> None:
+        """ICMP says that nobody is at `remote`: give up a dial that has heard nothing from there.
+
+        Anybody may have sent that, so it is worth nothing once a packet of the peer was decrypted.
+        """
+        if udp is self._udp and remote == self.remote and self._handshaking and not self.engine.packets_received:
+            self.forget()
+            self._end_handshake(error)
+
     def forget(self) -> None:
         """Free everything at once."""
         if self.is_forgotten:
@@ -337,6 +346,7 @@ class Driver:
         for connection_id in self._ids:
             self._routes.pop(connection_id, None)
         self._ids.clear()
+        self.engine.release()
         self._handshake.forgotten(self)
 
     def _dispatch(self) -> None:
@@ -432,7 +442,9 @@ class Driver:
         self.batch_ended()
 
     def _crash(self, error: Exception) -> None:
-        logger.warning("a QUIC connection with %s ended by an error", self.remote, exc_info=error)
+        # Strangers must not be able to fill a log; whoever dials is told by the error.
+        level = logging.DEBUG if self.link is None else logging.WARNING
+        logger.log(level, "a QUIC connection with %s ended by an error", self.remote, exc_info=error)
         try:
             self.engine.close(error_code=CloseCode.INTERNAL_ERROR)
             self._send(self.engine.datagrams_to_send(clock()))
@@ -440,5 +452,10 @@ class Driver:
             logger.debug("no goodbye was sent: %s", second)
         self.forget()
         self._end_handshake(HandshakeError(f"internal error: {error!r}", CloseCode.INTERNAL_ERROR))
-        if self.link is not None:
+        if self.link is None:
+            return
+        try:
             self.link.ended(CloseReason(ClosedBy.NETWORK, CloseCode.INTERNAL_ERROR, repr(error)))
+        except Exception:
+            # Nobody above can do more about it, and the other connections wait for their turn.
+            logger.exception("the handler of %s failed at its end", self.link)

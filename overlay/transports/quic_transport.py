@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from overlay.addresses import Address
 from overlay.config import Config
 from overlay.errors import HandshakeError, SelfDial
 from overlay.identity import Identity, PeerId
+from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
 from overlay.transports.base import Accepted, ConnectionHandler, Role, Transport
@@ -68,7 +70,9 @@ class QuicTransport(Transport):
         self._tokens = QuicRetryTokenHandler()
         self._routes: dict[bytes, Driver] = {}
         self._drivers: set[Driver] = set()
+        self._dials: set[Driver] = set()
         self._touched: dict[Driver, None] = {}
+        self._windows = Budget(config.limits.stranger_memory)
         self._closed = False
 
     def start(self) -> None:
@@ -87,8 +91,9 @@ class QuicTransport(Transport):
         Cancellation: safe; the peer is told, and nothing is left behind.
 
         Raises:
-            HandshakeError: somebody else, or nobody acceptable, answered.
-            OSError: no socket of that family, no route, or (TimeoutError) no answer for the idle time.
+            HandshakeError: somebody else, or nobody acceptable, answered, or the connection ended at once.
+            OSError: no socket of that family, no route, nobody listens there (ConnectionRefusedError), or
+                (TimeoutError) no answer for the idle time.
         """
         if peer_id == self._identity.peer_id:
             raise SelfDial("that is our own key")
@@ -109,8 +114,9 @@ class QuicTransport(Transport):
                 refused = driver.refused
                 driver.forget()
                 continue
+            self._dials.add(driver)
             try:
-                return await dial.result
+                link = await dial.result
             except asyncio.CancelledError:
                 if driver.link is not None:
                     driver.link.discard()
@@ -118,6 +124,11 @@ class QuicTransport(Transport):
                     driver.fail(HandshakeError("cancelled"), CloseCode.LOST_RACE)
                 driver.forget()
                 raise
+            finally:
+                self._dials.discard(driver)
+            if link.is_closed:
+                raise engine.handshake_error()
+            return link
         raise refused
 
     async def aclose(self) -> None:
@@ -153,10 +164,18 @@ class QuicTransport(Transport):
         del udp
         touched, self._touched = self._touched, {}
         for driver in touched:
-            if driver.link is None and driver.engine.is_garbage:
-                driver.forget()
-            else:
-                driver.batch_ended()
+            try:
+                if driver.link is None and driver.engine.is_garbage:
+                    driver.forget()
+                else:
+                    driver.batch_ended()
+            except Exception:
+                logger.exception("a connection with %s failed", driver.remote)
+
+    def unreachable(self, udp: UdpSocket, remote: SocketAddress, code: int) -> None:
+        """End the dials to that address that have not been answered."""
+        for driver in tuple(self._dials):
+            driver.unreachable(udp, remote, OSError(code, os.strerror(code)))
 
     def _newcomer(
         self, udp: UdpSocket, header: QuicHeader, size: int, remote: SocketAddress, local: Local | None
@@ -192,6 +211,7 @@ class QuicTransport(Transport):
             self._identity,
             self._accepting,
             now,
+            windows=self._windows,
             original_destination_connection_id=original,
             retry_source_connection_id=retried,
         )

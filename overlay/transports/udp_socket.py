@@ -9,13 +9,21 @@ batch is over: a receiver that answers only then sends one acknowledgement for a
 
 Routers are multi-homed: a reply must leave from the address that the packet came to. On a socket bound to a wildcard
 the kernel says which one that was (`IP_PKTINFO`, RFC 3542 section 6), and is told the same when we answer.
+
+Where nobody listens, a router or the host itself says so by ICMP. On Linux the kernel keeps that for us
+(`IP_RECVERR`, ip(7)): a queue of errors, each with the address that our datagram went to, and besides the next call
+on the socket, whomever it is for, fails once. So a failed send is tried again, and receivers hear of the address.
+While the queue holds something, the socket polls as POLLERR; libuv would then stop to watch it for good, so the loop
+watches an epoll object around the socket instead, which never is in error.
 """
 
 import asyncio
 import errno
 import logging
+import select
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,6 +48,15 @@ IN_PKTINFO: Final = struct.Struct("=i4s4s")
 """struct in_pktinfo: interface index, source address to use, destination address found (ip(7))."""
 IN6_PKTINFO: Final = struct.Struct("=16si")
 """struct in6_pktinfo: address, interface index (RFC 3542 section 6.1)."""
+
+MSG_ERRQUEUE: Final[int] = getattr(socket, "MSG_ERRQUEUE", 0x2000)
+IP_RECVERR: Final = 11
+"""The numbers on Linux (linux/in.h, linux/in6.h); Python names IP_RECVERR from 3.14 on."""
+IPV6_RECVERR: Final = 25
+EXTENDED_ERROR: Final = struct.Struct("=IBBBxII")
+"""struct sock_extended_err: errno, origin, ICMP type, ICMP code, info, data (recv(2))."""
+UNREACHABLE: Final = frozenset({(2, 3), (3, 1)})
+"""Origin and type: Destination Unreachable of ICMP (RFC 792) and of ICMPv6 (RFC 4443)."""
 
 LOST_SOURCE: Final = frozenset({errno.ENETUNREACH, errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV})
 """What is said when the source address that PKTINFO names is ours no more: the first on Linux, for IPv4."""
@@ -76,6 +93,9 @@ class Receiver(Protocol):
     def batch_ended(self, udp: "UdpSocket") -> None:
         """All that was there has been handed over: answer now. Called only after a `datagram_received`."""
 
+    def unreachable(self, udp: "UdpSocket", remote: SocketAddress, code: int) -> None:
+        """A datagram to `remote` came back; `code` is an errno. Nobody has signed that: it may be forged."""
+
 
 class UdpSocket:
     """A bound, non-blocking UDP socket in the running loop.
@@ -96,6 +116,8 @@ class UdpSocket:
         self._view = memoryview(self._buffer)
         self._locals: dict[bytes, Local] = {}
         self._controls: dict[Local, tuple[int, int, bytes]] = {}
+        self._watch: select.epoll | None = None
+        self._unreachable: dict[SocketAddress, int] = {}
         self.family = 6 if sock.family == socket.AF_INET6 else 4
         self.drop: Callable[[], bool] | None = None
         name = sock.getsockname()
@@ -110,7 +132,16 @@ class UdpSocket:
         self._receivers[kind] = receiver
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._socket, self._readable)
+            if sys.platform == "linux":
+                level, option = (
+                    (socket.IPPROTO_IP, IP_RECVERR) if self.family == 4 else (socket.IPPROTO_IPV6, IPV6_RECVERR)
+                )
+                self._socket.setsockopt(level, option, 1)
+                self._watch = select.epoll()
+                self._watch.register(self._socket, select.EPOLLIN)
+                self._loop.add_reader(self._watch.fileno(), self._ready)
+            else:
+                self._loop.add_reader(self._socket, self._readable)
 
     def unregister(self, kind: Kind) -> None:
         """Hand no more of `kind` to anyone; without any receiver left, the socket is closed."""
@@ -127,7 +158,10 @@ class UdpSocket:
         """Free the socket. What still waits for room in the kernel's buffer is lost."""
         if self.is_closed:
             return
-        if self._loop is not None:
+        if self._watch is not None and self._loop is not None:
+            self._loop.remove_reader(self._watch.fileno())
+            self._watch.close()
+        elif self._loop is not None:
             self._loop.remove_reader(self._socket)
             if self._queue:
                 self._loop.remove_writer(self._socket)
@@ -168,12 +202,31 @@ class UdpSocket:
             except BlockingIOError:
                 self._enqueue(data, remote, local)
             except OSError as error:
-                # ICMP errors of earlier datagrams, full interfaces, firewalls and missing routes all come this way.
+                # Full interfaces, firewalls and missing routes all come this way.
                 logger.debug("sending to %s failed: %s", remote, error)
                 refused = error
         return refused
 
     def _send_one(self, data: bytes, remote: SocketAddress, local: Local | None) -> None:
+        try:
+            self._transmit(data, remote, local)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # That may be an earlier datagram's ICMP error, and then this one was not sent.
+            self._drain_errors()
+        else:
+            return
+        try:
+            self._transmit(data, remote, local)
+        except OSError as error:
+            if local is None or error.errno not in LOST_SOURCE:
+                raise
+            # The address went away with its lease or interface. A client's QUIC then migrates; a server's peer
+            # will not answer and dial again, which is no worse than silence.
+            self._socket.sendto(data, remote)
+
+    def _transmit(self, data: bytes, remote: SocketAddress, local: Local | None) -> None:
         if local is None:
             self._socket.sendto(data, remote)
             return
@@ -182,20 +235,13 @@ class UdpSocket:
             if len(self._controls) > 64:
                 self._controls.clear()
             control = self._controls[local] = local.control()
-        try:
-            self._socket.sendmsg((data,), (control,), 0, remote)
-        except OSError as error:
-            if error.errno not in LOST_SOURCE:
-                raise
-            # The address went away with its lease or interface. A client's QUIC then migrates; a server's peer
-            # will not answer and dial again, which is no worse than silence.
-            self._socket.sendto(data, remote)
+        self._socket.sendmsg((data,), (control,), 0, remote)
 
     def _enqueue(self, data: bytes, remote: SocketAddress, local: Local | None) -> None:
         if len(self._queue) >= MAX_QUEUED:
             return
-        if not self._queue and self._loop is not None:
-            self._loop.add_writer(self._socket, self._writable)
+        if not self._queue:
+            self._watch_room(wanted=True)
         self._queue.append((data, remote, local))
 
     def _writable(self) -> None:
@@ -207,19 +253,35 @@ class UdpSocket:
             except OSError as error:
                 logger.debug("sending to %s failed: %s", self._queue[0][1], error)
             self._queue.popleft()
-        if self._loop is not None:
+        self._watch_room(wanted=False)
+
+    def _watch_room(self, *, wanted: bool) -> None:
+        if self._watch is not None:
+            self._watch.modify(self._socket, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
+        elif self._loop is not None and wanted:
+            self._loop.add_writer(self._socket, self._writable)
+        elif self._loop is not None:
             self._loop.remove_writer(self._socket)
+
+    def _ready(self) -> None:
+        if self._queue:
+            self._writable()
+        self._readable()
 
     def _readable(self) -> None:
         touched: dict[Kind, Receiver] = {}
-        for _ in range(MAX_BATCH):
+        for turn in range(MAX_BATCH):
             try:
                 size, control, flags, remote = self._socket.recvmsg_into((self._buffer,), 64)
             except BlockingIOError:
+                if not turn:
+                    # No datagram, so it is an error that woke us, and it would do so again.
+                    self._drain_errors()
                 break
             except OSError as error:
                 # An ICMP error for something that we sent; the datagrams behind it are fine.
                 logger.debug("receiving failed: %s", error)
+                self._drain_errors()
                 continue
             # Port 0 can only be forged, and nothing can be sent to it.
             if not size or not remote[1] or flags & MSG_TRUNC:
@@ -231,13 +293,38 @@ class UdpSocket:
             if kind is None or receiver is None:
                 continue
             touched[kind] = receiver
-            if len(remote) == 4 and remote[2]:
-                remote = (remote[0], remote[1], 0, remote[3])
-            receiver.datagram_received(self, bytes(self._view[:size]), remote, self._local(control))
+            source = _without_flow(remote)
+            receiver.datagram_received(self, bytes(self._view[:size]), source, self._local(control))
             if self.is_closed:
                 break
         for receiver in touched.values():
             receiver.batch_ended(self)
+
+    def _drain_errors(self) -> None:
+        """Read what the kernel has queued, up to a bound; receivers hear of it later, as we may be inside of one."""
+        if self._watch is None or self._loop is None:
+            return
+        for _ in range(MAX_BATCH):
+            try:
+                _, control, _, remote = self._socket.recvmsg(0, 512, MSG_ERRQUEUE)
+            except OSError:
+                return
+            for level, kind, data in control:
+                if (level, kind) not in {(socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)}:
+                    continue
+                code, origin, icmp, *_ = EXTENDED_ERROR.unpack_from(data)
+                # "Fragmentation needed" has the same type: the host is there.
+                if (origin, icmp) not in UNREACHABLE or code == errno.EMSGSIZE:
+                    continue
+                if not self._unreachable:
+                    self._loop.call_soon(self._tell_unreachable)
+                self._unreachable[_without_flow(remote)] = code
+
+    def _tell_unreachable(self) -> None:
+        unreachable, self._unreachable = self._unreachable, {}
+        for remote, code in unreachable.items():
+            for receiver in tuple(self._receivers.values()):
+                receiver.unreachable(self, remote, code)
 
     def _kind(self, first: int) -> Kind | None:
         if first & 0x40:
@@ -281,3 +368,7 @@ def socket_address(address: Address) -> SocketAddress:
     host, *rest = address.sockaddr()
     family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
     return (socket.inet_ntop(family, socket.inet_pton(family, str(host))), *rest)
+
+
+def _without_flow(remote: SocketAddress) -> SocketAddress:
+    return (remote[0], remote[1], 0, remote[3]) if len(remote) == 4 and remote[2] else remote
