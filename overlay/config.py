@@ -31,20 +31,26 @@ class Limits:
     stranger_sessions: int = 1024
     """Sessions with peers that dialled us; with `stranger_memory` it leaves each 64 KiB, the protocol's minimum."""
     live_streams: int = 1024
-    """Streams that a peer may have open at once."""
+    """Streams that a peer may have open at once, and handlers that serve one session at once."""
     stream_send_buffer: int = 1 * MiB
     """Unsent bytes of one stream, above which `write` waits; what has been sent but not acknowledged is bounded by
     the peer's credit."""
     session_send_buffer: int = 32 * MiB
-    """The same over all streams of a session."""
+    """Unacknowledged bytes over all streams of a session, above which `write` waits."""
+    stranger_send_buffer: int = 1 * MiB
+    """The same for a session with a peer that dialled us, and four times what one of its streams keeps unsent: who
+    makes us answer and never reads costs no more. It is what such a peer can have in flight: 10 MB/s at 100 ms."""
     datagram_queue: int = 256
     """Datagrams that wait for `receive_datagram`; the oldest goes first, as fresh ones are worth more."""
+    datagram_memory: int = 256 * KiB
+    """Bytes of them in one session; beyond 64 KiB they count in its memory."""
     handshakes: int = 256
     """Unauthenticated inbound handshakes at once."""
     handshakes_per_address: int = 32
     """The same from one IPv4 address or IPv6 /64: one household, one school."""
     known_peers: int = 4096
-    """Peers without a session whose addresses are remembered, for `connect(PeerId)`."""
+    """Peers without a session whose addresses are remembered, for `connect(PeerId)`: so many that we have dialled, and
+    as many that have dialled us."""
     connections_per_peer: int = 16
     """Connections of one key: two families, two transports, and twice that while some are replaced."""
     retry_above: int = 64

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from types import TracebackType
@@ -38,12 +39,15 @@ Handler = Callable[[Stream], Awaitable[None]]
 CHOSEN_STREAMS: Final = 64
 CHOSEN_WINDOW: Final = 16 * 1024
 """A peer that we dial may send 16 KiB on each of 64 new streams before its first WINDOW; strangers get the minimum.
-Every stream reserves so much: 1,024 opened by us and as many by the peer fill `Limits.session_memory` just so."""
+Every stream reserves so much: 1,024 opened by us and as many by the peer fill `Limits.session_memory` just so. Once
+half of `Limits.chosen_memory` is taken, further peers start with the minimum, as strangers do, and grow."""
 DIALS_PER_SECOND: Final = 10.0
 DIAL_BURST: Final = 20.0
 OUTAGE: Final = 5.0
 """Seconds for which only one background dial at a time probes, after our own network seems to have failed."""
 EVENT_QUEUE: Final = 1024
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that closing waits for handlers and other tasks after their cancellation."""
 
 
 class Endpoint:
@@ -66,7 +70,11 @@ class Endpoint:
         self.process = random.SystemRandom().getrandbits(64) or 1
         self._handlers: dict[str, Handler] = {}
         self._peers: dict[PeerId, Peer] = {}
+        self._wanted: set[PeerId] = set()
+        """Those of `_peers` that somebody here has asked for."""
         self._known: dict[PeerId, dict[Address, None]] = {}
+        self._met: dict[PeerId, dict[Address, None]] = {}
+        """The same of peers that only dialled us: keys cost nothing, so they must not displace those we chose."""
         self._transports: dict[str, Transport] = {}
         self._udp: list[UdpSocket] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -105,7 +113,10 @@ class Endpoint:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every session, tell the peers, free the sockets. Streams that matter have been awaited before."""
+        """Close every session, tell the peers, free the sockets. Streams that matter have been awaited before.
+
+        Handlers are cancelled; one that goes on nevertheless is logged, and not waited for beyond 5 seconds.
+        """
         if not self._open:
             return
         self._open = False
@@ -115,7 +126,9 @@ class Endpoint:
             for task in tuple(self._tasks):
                 task.cancel()
             if self._tasks:
-                await asyncio.wait(self._tasks)
+                _, stubborn = await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT)
+                for task in stubborn:
+                    logger.warning("task %s ignores its cancellation: the endpoint closes without it", task.get_name())
         finally:
             await self._close_transports()
             self._peers.clear()
@@ -221,9 +234,11 @@ class Endpoint:
             target = Ticket.parse(target) if ":" in target else PeerId.parse(target)
         peer_id, addresses = (target.peer_id, target.addresses) if isinstance(target, Ticket) else (target, ())
         peer = self._peer(peer_id)
+        self._wanted.add(peer_id)
         for address in addresses:
             peer.dialler.learn(address)
-        return await peer.dialler.connect(timeout=timeout or self.config.dial_timeout, early=early)
+        timeout = self.config.dial_timeout if timeout is None else timeout
+        return await peer.dialler.connect(timeout=timeout, early=early)
 
     def events(self) -> AsyncGenerator[Event, None]:
         """What happens to peers and paths, from this call on, until the endpoint is closed.
@@ -264,23 +279,30 @@ class Endpoint:
     def grant(self, chosen: bool) -> tuple[SessionLimits, Budget] | None:
         """Limits and memory of a new session, or None when the pool is exhausted."""
         limits = self.config.limits
-        strangers = 0 if chosen else sum(peer.stranger for peer in self._peers.values())
-        if strangers >= limits.stranger_sessions and not self._evict():
-            return None
-        streams = min(CHOSEN_STREAMS if chosen else MINIMUM_STREAMS, limits.live_streams)
+        if not chosen:
+            strangers = sum(peer.stranger for peer in self._peers.values())
+            if strangers >= limits.stranger_sessions and not self._evict():
+                return None
+        budget = Budget(limits.session_memory, self.chosen if chosen else self._strangers)
+        streams = max(min(CHOSEN_STREAMS, limits.live_streams), MINIMUM_STREAMS)
+        window = min(CHOSEN_WINDOW, limits.stream_window)
+        if not (chosen and budget.reserve(streams * window, spare=2)):
+            streams, window = MINIMUM_STREAMS, MINIMUM_WINDOW
+            while not budget.reserve(streams * window):
+                if chosen or not self._evict():
+                    return None
+        session_buffer, stream_buffer = limits.session_send_buffer, limits.stream_send_buffer
+        if not chosen:
+            session_buffer = min(session_buffer, limits.stranger_send_buffer)
+            stream_buffer = min(stream_buffer, limits.stranger_send_buffer // 4)
         session = SessionLimits(
-            streams=max(streams, MINIMUM_STREAMS),
-            window=min(CHOSEN_WINDOW, limits.stream_window) if chosen else MINIMUM_WINDOW,
+            streams=streams,
+            window=window,
             live_streams=limits.live_streams,
             stream_window=limits.stream_window,
-            stream_send_buffer=limits.stream_send_buffer,
-            session_send_buffer=limits.session_send_buffer,
+            stream_send_buffer=stream_buffer,
+            session_send_buffer=session_buffer,
         )
-        budget = Budget(limits.session_memory, self.chosen if chosen else self._strangers)
-        need = session.streams * session.window
-        while not budget.reserve(need):
-            if chosen or not self._evict():
-                return None
         return session, budget
 
     def _evict(self) -> bool:
@@ -293,12 +315,30 @@ class Endpoint:
         return True
 
     def stream_opened(self, stream: Stream) -> None:
-        """A peer has opened a stream: serve it."""
+        """A peer has opened a stream: serve it, when fewer than `live_streams` handlers of its session run.
+
+        A peer that resets its streams may open others at once, while their handlers still run. So the others wait; of
+        those that wait, the live ones are bounded by the peer's credit, and the dead ones are dropped.
+        """
         handler = self._handlers.get(stream.protocol)
         if handler is None:
             stream._refuse()
-        else:
-            self.spawn(self._serve(handler, stream), f"{stream.protocol} from {stream.session.peer_id.short}")
+            return
+        session = stream.session
+        session._unserved.append((handler, stream))
+        if len(session._unserved) > 2 * self._handlers_limit:
+            session._unserved = deque(one for one in session._unserved if not one[1]._core.removed)
+        self._serve_next(session)
+
+    @property
+    def _handlers_limit(self) -> int:
+        return max(self.config.limits.live_streams, MINIMUM_STREAMS)
+
+    def _serve_next(self, session: Session) -> None:
+        while self._open and session._unserved and session._handlers < self._handlers_limit:
+            handler, stream = session._unserved.popleft()
+            session._handlers += 1
+            self.spawn(self._serve(handler, stream), f"{stream.protocol} from {session.peer_id.short}")
 
     async def _serve(self, handler: Handler, stream: Stream) -> None:
         try:
@@ -308,6 +348,9 @@ class Endpoint:
             logger.debug("%r ended: %s", stream, error)
         except Exception:
             logger.exception("the handler of %r failed; the stream was reset", stream)
+        finally:
+            stream.session._handlers -= 1
+            self._serve_next(stream.session)
 
     def suspected(self) -> None:
         """A peer's connection has fallen silent."""
@@ -339,17 +382,20 @@ class Endpoint:
         """Nothing is left of a peer but its addresses: keep those, of the newest peers."""
         if self._peers.get(peer.peer_id) is peer and not peer.dialler.busy:
             del self._peers[peer.peer_id]
-            self._known.pop(peer.peer_id, None)
+            remembered = self._known if peer.peer_id in self._wanted else self._met
+            self._wanted.discard(peer.peer_id)
             if peer.dialler.addresses:
-                self._known[peer.peer_id] = peer.dialler.addresses
-            while len(self._known) > self.config.limits.known_peers:
-                del self._known[next(iter(self._known))]
+                remembered[peer.peer_id] = peer.dialler.addresses
+            while len(remembered) > self.config.limits.known_peers:
+                del remembered[next(iter(remembered))]
 
     def _peer(self, peer_id: PeerId) -> Peer:
         peer = self._peers.get(peer_id)
         if peer is None:
             peer = self._peers[peer_id] = Peer(self, peer_id)
-            for address in self._known.pop(peer_id, ()):
+            if peer_id in self._known:
+                self._wanted.add(peer_id)
+            for address in (*self._met.pop(peer_id, ()), *self._known.pop(peer_id, ())):
                 peer.dialler.learn(address)
         return peer
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
@@ -11,6 +12,7 @@ from overlay.errors import SessionError
 from overlay.events import Path
 from overlay.identity import PeerId
 from overlay.protocol.peer import SessionState
+from overlay.protocol.session import SPARE
 from overlay.protocol.stream import Priority
 from overlay.streams import Stream
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 MEMORY_RETRY: Final = 0.25
 """Seconds."""
+DATAGRAM_ALLOWANCE: Final = 64 * 1024
+"""Bytes of datagrams that a session holds without asking for memory: one of the longest always fits."""
 
 State = Literal["connecting", "connected", "lingering", "closed"]
 
@@ -36,8 +40,14 @@ class Session:
         self._error: SessionError | None = None
         self._over = asyncio.Event()
         self._may_open = asyncio.Event()
-        self._datagrams: deque[bytes] = deque(maxlen=config.limits.datagram_queue)
+        self._datagrams: deque[bytes] = deque()
+        self._datagram_bytes = 0
+        self._datagram_reserved = 0
         self._datagram_ready = asyncio.Event()
+        self._handlers = 0
+        """Handlers that run now; `Endpoint` counts them."""
+        self._unserved: deque[tuple[Callable[[Stream], Awaitable[None]], Stream]] = deque()
+        """Streams of the peer that wait until one of those ends."""
 
     def __repr__(self) -> str:
         return f"<Session {self.state} with {self.peer_id.short}>"
@@ -126,7 +136,12 @@ class Session:
             self._raise_if_over()
             self._datagram_ready.clear()
             await self._datagram_ready.wait()
-        return self._datagrams.popleft()
+        data = self._datagrams.popleft()
+        self._datagram_bytes -= len(data)
+        if not self._datagrams and self._datagram_reserved:
+            self._core.budget.release(self._datagram_reserved)
+            self._datagram_reserved = 0
+        return data
 
     async def ping(self) -> tuple[float, Path]:
         """The round-trip time to the peer's library in seconds, and the path that was asked. Waits for a path.
@@ -167,10 +182,29 @@ class Session:
 
     def _ended(self, error: SessionError) -> None:
         self._error = error
+        # The core has given back all of the session's memory.
+        self._datagram_reserved = 0
         self._over.set()
         self._may_open.set()
         self._datagram_ready.set()
 
     def _datagram_received(self, data: bytes) -> None:
+        limits = self._config.limits
         self._datagrams.append(data)
+        self._datagram_bytes += len(data)
+        while (
+            len(self._datagrams) > limits.datagram_queue
+            or self._datagram_bytes > limits.datagram_memory
+            or not self._reserve_datagrams()
+        ):
+            self._datagram_bytes -= len(self._datagrams.popleft())
         self._datagram_ready.set()
+
+    def _reserve_datagrams(self) -> bool:
+        """Count what waits in the session's memory; False when there is no room."""
+        missing = self._datagram_bytes - DATAGRAM_ALLOWANCE - self._datagram_reserved
+        if missing > 0:
+            if not self._core.budget.reserve(missing, spare=SPARE):
+                return False
+            self._datagram_reserved += missing
+        return True

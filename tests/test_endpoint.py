@@ -30,8 +30,10 @@ from overlay import (
     Ticket,
     WrongIdentity,
 )
+from overlay import endpoint as endpoint_module
 from overlay.protocol.codes import CloseCode, StreamCode
-from overlay.testing import LOOPBACK, Weather, connections, echo, exchange, pair, ticket, until
+from overlay.protocol.frames import MINIMUM_STREAMS, MINIMUM_WINDOW
+from overlay.testing import LOOPBACK, KiB, MiB, Weather, connections, echo, exchange, pair, ticket, until
 
 SOCKETS = Config(listen=LOOPBACK)
 MEMORY = Config(transports=("memory",))
@@ -379,3 +381,117 @@ async def test_a_later_handler_replaces_the_earlier_one() -> None:
     async with pair("memory") as it:
         it.acceptor.handle("echo/1", shout)
         assert await exchange(it.session, b"loud") == b"LOUD"
+
+
+async def test_a_peer_that_resets_its_streams_gets_no_more_handlers_than_streams() -> None:
+    limits = Limits(live_streams=MINIMUM_STREAMS)
+    async with pair("memory", limits=limits) as it:
+        running = most = 0
+        gate = asyncio.Event()
+
+        async def hold(stream: Stream) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                await gate.wait()
+            finally:
+                running -= 1
+
+        it.acceptor.handle("hold/1", hold)
+        for _ in range(10 * MINIMUM_STREAMS):
+            stream = await it.session.open_stream("hold/1")
+            await it.session.ping()
+            await stream.reset(1)
+            await stream.stop(1)
+        # A late one that is alive waits for its turn, and gets it.
+        answer = asyncio.ensure_future(exchange(it.session, b"served"))
+        await it.session.ping()
+        assert running == most == MINIMUM_STREAMS
+        assert len(it.theirs._unserved) <= 2 * MINIMUM_STREAMS
+        assert not answer.done()
+        gate.set()
+        assert await answer == b"served"
+        await until(lambda: not running and not it.theirs._unserved and not it.theirs._handlers)
+        assert most == MINIMUM_STREAMS
+
+
+async def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_endpoint_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(endpoint_module, "CLOSE_TIMEOUT", 0.01)
+    gate = asyncio.Event()
+    handlers: list[asyncio.Task[None] | None] = []
+
+    async def hang(stream: Stream) -> None:
+        handlers.append(asyncio.current_task())
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.wait()
+
+    async with Endpoint(Identity.generate(), SOCKETS) as server, Endpoint(Identity.generate(), SOCKETS) as client:
+        server.handle("hang/1", hang)
+        session = await client.connect(server.ticket)
+        stream = await session.open_stream("hang/1")
+        await stream.write(b"x")
+        await until(lambda: handlers)
+        async with asyncio.timeout(5):
+            await server.aclose()
+        assert "hang/1" in caplog.text
+        assert not server._transports
+        gate.set()
+        [handler] = handlers
+        assert handler is not None
+        await asyncio.wait([handler])
+
+
+async def test_who_wants_no_strangers_may_still_dial() -> None:
+    alone = Config(transports=("memory",), limits=Limits(stranger_sessions=0))
+    async with Endpoint(Identity.generate(), MEMORY) as server, Endpoint(Identity.generate(), alone) as client:
+        async with client.connect(ticket(server)) as session:
+            assert session.state == "connected"
+        await until(lambda: not server.sessions)
+        with pytest.raises(SessionRefused):
+            await server.connect(ticket(client))
+
+
+async def test_strangers_have_smaller_send_buffers() -> None:
+    async with pair("memory") as it:
+        ours, theirs = it.session._core.core.limits, it.theirs._core.core.limits
+        assert (ours.session_send_buffer, ours.stream_send_buffer) == (32 * MiB, MiB)
+        assert (theirs.session_send_buffer, theirs.stream_send_buffer) == (MiB, 256 * KiB)
+
+
+async def test_thousands_of_peers_can_be_dialled_the_first_of_them_with_more_memory() -> None:
+    endpoint = Endpoint(Identity.generate(), MEMORY)
+    granted = []
+    while (grant := endpoint.grant(True)) is not None:
+        granted.append(grant[0])
+    assert len(granted) > 2000
+    assert (granted[0].streams, granted[0].window) == (64, 16 * KiB)
+    assert (granted[-1].streams, granted[-1].window) == (MINIMUM_STREAMS, MINIMUM_WINDOW)
+
+
+async def test_strangers_do_not_displace_the_addresses_of_those_we_dialled() -> None:
+    config = Config(listen=LOOPBACK, transports=("quic",), limits=Limits(known_peers=1))
+    async with Endpoint(Identity.generate(), config) as server, Endpoint(Identity.generate(), config) as friend:
+        async with server.connect(friend.ticket):
+            pass
+        await until(lambda: not server._peers)
+        for _ in range(3):
+            async with Endpoint(Identity.generate(), config) as stranger:
+                async with stranger.connect(server.ticket):
+                    pass
+                await until(lambda: not server._peers)
+        assert (len(server._known), len(server._met)) == (1, 1)
+        async with server.connect(friend.peer_id) as session:
+            assert session.peer_id == friend.peer_id
+
+
+async def test_no_time_is_no_time() -> None:
+    async with Endpoint(Identity.generate(), SOCKETS) as client:
+        with black_hole() as port:
+            async with asyncio.timeout(5):
+                with pytest.raises(DialError):
+                    await client.connect(at(port), timeout=0)
+            await nothing_is_left(client)

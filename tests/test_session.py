@@ -10,7 +10,8 @@ import pytest
 from overlay import Limits, PathLost, Session, SessionClosed
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Fin, Gone, Hello, Stop, Window, encode
-from overlay.testing import Pair, Weather, connections, exchange, pair, ticket, until
+from overlay.session import DATAGRAM_ALLOWANCE
+from overlay.testing import KiB, Pair, Weather, connections, exchange, pair, ticket, until
 from overlay.transports.base import ClosedBy, CloseReason, Connection
 
 
@@ -82,6 +83,42 @@ async def test_of_too_many_datagrams_the_oldest_are_dropped() -> None:
         assert [(await it.theirs.receive_datagram())[0] for _ in range(4)] == [6, 7, 8, 9]
 
 
+async def test_datagrams_that_wait_are_bounded_in_bytes_too_and_count_in_the_sessions_memory() -> None:
+    async with pair("memory") as it:
+        pool = it.acceptor._strangers
+        before = pool.used
+        longest = it.session.max_datagram_size
+        for number in range(256 * KiB // longest + 4):
+            await it.session.send_datagram(bytes([number]) * longest)
+            await it.session.ping()
+        held = len(it.theirs._datagrams)
+        assert 256 * KiB - longest < held * longest <= 256 * KiB
+        assert pool.used - before == held * longest - DATAGRAM_ALLOWANCE
+        assert [(await it.theirs.receive_datagram())[0] for _ in range(held)] == list(
+            range(number + 1 - held, number + 1)
+        )
+        assert pool.used == before
+        for _ in range(held):
+            await it.session.send_datagram(bytes(longest))
+        await until(lambda: len(it.theirs._datagrams) == held)
+        await it.session.aclose()
+        await it.theirs.wait_closed()
+        assert pool.used == 0
+        # They can still be read, and give nothing back twice.
+        assert len([await it.theirs.receive_datagram() for _ in range(held)]) == held
+        assert pool.used == 0
+
+
+async def test_without_memory_the_newest_datagrams_are_kept_within_the_allowance() -> None:
+    async with pair("memory", limits=Limits(session_memory=64 * KiB)) as it:
+        longest = it.session.max_datagram_size
+        for number in range(2 * DATAGRAM_ALLOWANCE // longest + 2):
+            await it.session.send_datagram(bytes([number]) * longest)
+            await it.session.ping()
+        assert 0 < sum(map(len, it.theirs._datagrams)) <= DATAGRAM_ALLOWANCE
+        assert it.theirs._datagrams[-1][0] == number
+
+
 async def test_waiting_for_a_datagram_can_be_cancelled() -> None:
     async with pair("memory") as it:
         waiting = asyncio.ensure_future(it.theirs.receive_datagram())
@@ -138,7 +175,7 @@ async def two_connections(transport: str) -> AsyncIterator[tuple[Pair, Connectio
     async with pair("quic", "tcp") as it:
         peer = it.dialler._peers[it.acceptor.peer_id]
         [address] = ticket(it.acceptor, "tcp").addresses
-        await peer.dialled(await it.dialler.transport("tcp").dial(address, it.acceptor.peer_id, peer))
+        await peer.dialled(await it.dialler.transport("tcp").dial(address, it.acceptor.peer_id, peer), it.session)
         await until(lambda: len(it.session.paths) == len(it.theirs.paths) == 2)
         [chosen] = [one for one in peer.connections.values() if one.transport == transport]
         yield it, chosen

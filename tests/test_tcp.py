@@ -196,10 +196,62 @@ async def test_control_frames_for_a_peer_that_never_reads_are_bounded() -> None:
     async with pair_of_connections() as (dialler, _, ours, theirs):
         asyncio.get_running_loop().remove_reader(theirs._sock)
         frame = encode(Window(0, 0, 0))
-        for _ in range(tcp_connection._CONTROL_LIMIT // len(frame) + 1):
+        for _ in range(tcp_connection._CONTROL_LIMIT[Role.DIALER] // len(frame) + 1):
             ours.send_frame(frame)
         assert ours.is_closed
         assert (await dialler.handler.reason()).by is ClosedBy.US
+
+
+async def test_control_frames_for_a_peer_that_dialled_us_have_a_smaller_bound() -> None:
+    async with pair_of_connections() as (_, _acceptor, ours, theirs):
+        for connection in (ours, theirs):
+            for _ in range(256 * 1024 // 10 + 1):
+                connection.send_frame(encode(Ping(1)))
+        assert theirs.is_closed
+        assert not ours.is_closed
+
+
+@pytest.mark.parametrize("frame", [encode(Ping(1)), b"\x1d\x00"])
+async def test_many_small_frames_leave_others_their_turn(frame: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known ones, and optional ones that are skipped: here the clock says after each slice that it is enough."""
+    monkeypatch.setattr(tcp_connection, "_TURN", 0.0)
+    async with pair_of_connections() as (dialler, acceptor, ours, theirs):
+        loop = asyncio.get_running_loop()
+        slices: dict[int, int] = {}
+        turn = 0
+
+        def tick() -> None:
+            nonlocal turn
+            turn += 1
+            if not acceptor.handler.reasons:
+                loop.call_soon(tick)
+
+        real = theirs._hand_over
+        monkeypatch.setattr(
+            theirs, "_hand_over", lambda data: (slices.update({turn: slices.get(turn, 0) + len(data)}), real(data))[1]
+        )
+        tick()
+        count = 128 * 1024 // len(frame)
+        ours.send_frame(frame * count)
+        ours.close(CloseCode.RETIRED, "behind all of them")
+        # What waits for its turn is heard before the end, and the end with its reason.
+        assert (await acceptor.handler.reason()).code == CloseCode.RETIRED
+        assert len(acceptor.handler.frames) == (count if frame == encode(Ping(1)) else 0)
+        assert max(slices.values()) <= 2 * tcp_connection._SLICE
+        assert (await dialler.handler.reason()).by is ClosedBy.US
+
+
+async def test_a_connection_that_closes_amid_many_small_frames_still_says_goodbye(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tcp_connection, "_TURN", 0.0)
+    async with pair_of_connections() as (dialler, acceptor, ours, theirs):
+        acceptor.handler.on_writable = lambda connection: connection.close(CloseCode.RETIRED, "enough")
+        ours.send_frame(encode(Ping(1)) * 20_000)
+        ours.flush()
+        assert await dialler.handler.reason() == CloseReason(ClosedBy.PEER, CloseCode.RETIRED, "enough")
+        assert len(acceptor.handler.frames) < 20_000
+        assert theirs.is_closed
 
 
 async def test_datagrams_are_bounded_in_size_and_number() -> None:
@@ -431,6 +483,7 @@ async def test_too_many_handshakes_are_turned_away() -> None:
         test_frames_streams_and_datagrams_arrive_in_both_directions,
         test_sixteen_mebibytes_pass_through_a_small_budget,
         test_a_peer_that_does_not_read_stops_us,
+        test_control_frames_for_a_peer_that_dialled_us_have_a_smaller_bound,
         test_close_reaches_the_peer_behind_the_data,
         test_abort_is_a_broken_network_for_the_peer,
         test_dialling_another_key_than_the_one_there_is_a_mismatch,
