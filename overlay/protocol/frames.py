@@ -389,6 +389,9 @@ class FrameReader:
     Feed it with `receive_data`; it returns what is complete. The data of STREAM frames is handed over as it arrives,
     so nothing is buffered but the start of one frame: at most MAX_DATAGRAM + 16 bytes (TCP) or MAX_CONTROL_BODY + 16
     bytes (QUIC's control stream, `stream_data=False`).
+
+    Attributes:
+        remaining: how many bytes of data the STREAM frame at hand still has.
     """
 
     def __init__(self, *, stream_data: bool) -> None:
@@ -396,7 +399,7 @@ class FrameReader:
         self._pending = b""
         self._stream = 0
         self._offset = 0
-        self._remaining = 0
+        self.remaining = 0
 
     def receive_data(self, data: bytes) -> list[Event]:
         """The events in `data`, in order; a partial frame is kept for the next call.
@@ -412,11 +415,11 @@ class FrameReader:
             self._pending = b""
         end = len(data)
         while position < end:
-            if self._remaining:
-                part = data[position : position + self._remaining]
+            if self.remaining:
+                part = data[position : position + self.remaining]
                 events.append(StreamData(self._stream, self._offset, part))
                 self._offset += len(part)
-                self._remaining -= len(part)
+                self.remaining -= len(part)
                 position += len(part)
                 continue
             try:
@@ -436,7 +439,7 @@ class FrameReader:
                     break
                 if start > body + length:
                     raise ProtocolViolation(CloseCode.FRAME_ERROR, "STREAM is cut short")
-                self._remaining = body + length - start
+                self.remaining = body + length - start
                 position = start
                 continue
             if body + length > end:

@@ -319,7 +319,7 @@ class TcpConnection(Connection):
             pieces: list[bytes] = []
             failure: SSL.Error | None = None
             # Joined: the session's work is per piece, and a copy is cheaper than four times as many of them.
-            wanted = reader._remaining + _SLICE  # noqa: SLF001 - the two are cut to fit each other
+            wanted = reader.remaining + _SLICE
             try:
                 while wanted > 0:
                     pieces.append(recv(min(wanted, tls.RECORD)))
