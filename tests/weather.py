@@ -13,16 +13,16 @@ class Relay:
     Attributes:
         port: where it listens, UDP and TCP alike.
         udp_blocked: drop all datagrams, in both directions.
-        datagrams, connections: how many it has seen.
+        datagrams, connections, resets: how many it has seen.
         cuts: counted by whoever makes the weather.
     """
 
     def __init__(self, target: int) -> None:
         self.port = 0
         self.udp_blocked = False
-        self.tcp_blocked = False
         self.datagrams = 0
         self.connections = 0
+        self.resets = 0
         self.cuts = 0
         self._target = ("127.0.0.1", target)
         self._udp: asyncio.DatagramTransport | None = None
@@ -70,30 +70,30 @@ class Relay:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if self.tcp_blocked:
-            writer.transport.abort()
-            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._pipes.add(writer)
+        ends = [writer]
         try:
             there, back = await asyncio.open_connection(*self._target)
+            self._pipes.add(back)
+            ends.append(back)
+            await asyncio.gather(self._pipe(reader, back), self._pipe(there, writer))
         except OSError:
-            writer.transport.abort()
-            return
-        self._pipes |= {writer, back}
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._pipe(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            # A reset, ours or another's: both ends are cut below.
+            self.resets += 1
+        finally:
+            self._tasks.discard(task)
+            for end in ends:
+                self._pipes.discard(end)
+                end.transport.abort()
 
     async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(256 * 1024):
-                sink.write(data)
-                await sink.drain()
-            sink.write_eof()
-        except OSError:
-            sink.transport.abort()
-        finally:
-            self._pipes.discard(sink)
+        while data := await source.read(256 * 1024):
+            sink.write(data)
+            await sink.drain()
+        sink.write_eof()
 
     async def from_client(self, data: bytes, address: tuple[str, int]) -> None:
         """Forward a datagram, from a socket of the client's own."""
