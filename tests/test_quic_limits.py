@@ -12,8 +12,8 @@ from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Ping, encode, run_header, varint
 from overlay.transports.base import ClosedBy, Connection
-from overlay.transports.quic import CONNECTION_WINDOW, FIRST_WINDOW, MAX_CRYPTO, RUN_WINDOW, WINDOW_SHARE
-from overlay.transports.quic_connection import clock
+from overlay.transports.quic import CONNECTION_WINDOW, FIRST_WINDOW, MAX_CRYPTO, REVIVAL, RUN_WINDOW, WINDOW_SHARE
+from overlay.transports.quic_connection import QuicLink, clock
 
 
 def _greedy(bob: Node, udp: MemoryUdp) -> tuple[Stranger, Recorder]:
@@ -298,3 +298,18 @@ async def test_only_a_packet_that_decrypts_counts_as_a_sign_of_life() -> None:
         assert connection.last_progress() == before
         udp.deliver(stranger.packet((0x01, b""), (0x00, bytes(100))))
         assert connection.last_progress() > before
+
+
+async def test_a_path_that_works_again_does_not_sit_out_the_backoff() -> None:
+    """After a silence any packet that decrypts resets the probe timer's backoff; amid traffic it does not."""
+    async with memory_node() as (bob, udp):
+        stranger, recorder = _greedy(bob, udp)
+        connection = recorder.connection
+        assert isinstance(connection, QuicLink)
+        engine = connection._engine
+        engine._loss._pto_count = 6
+        udp.deliver(stranger.packet((0x01, b""), (0x00, bytes(100))))
+        assert engine._loss._pto_count == 6
+        engine.last_heard -= 2 * REVIVAL
+        udp.deliver(stranger.packet((0x01, b""), (0x00, bytes(100))))
+        assert engine._loss._pto_count == 0

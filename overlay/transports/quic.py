@@ -78,6 +78,8 @@ MAX_FRAGMENTS: Final = 512
 and a linear search, and somebody sends one byte in two on purpose."""
 UNSENT: Final = 64 * KiB
 """Bytes that may wait below us: enough to fill every packet, little enough for a control frame to overtake."""
+REVIVAL: Final = 0.25
+"""Seconds of silence after which a packet is news."""
 MANY_STREAMS: Final = 12
 """Streams up to which aioquic's own way is the cheaper one."""
 TURN: Final = 16 * KiB
@@ -409,6 +411,10 @@ class Engine(QuicConnection):
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
         # Only what decrypted comes here: the sign of life that nobody can forge.
+        if context.time - self.last_heard > REVIVAL:
+            # The path works again. aioquic, as RFC 9002 section 6.2.1 has it, would sit out the rest of the backoff
+            # that the silence has built up, seconds of it, unless what comes first is an acknowledgement.
+            self._loss._pto_count = 0
         self.packets_received += 1
         self.last_heard = context.time
         return super()._payload_received(context, plain, crypto_frame_required)
