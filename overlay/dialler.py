@@ -155,9 +155,8 @@ class Dialler:
             self._task.add_done_callback(self._finished)
         self._signal()
 
-    def attached(self, session: "Session") -> None:
+    def attached(self) -> None:
         """A connection carries the session."""
-        del session
         self._failure = None
         self._proven = self._early_taken = False
         self._replace.reset()

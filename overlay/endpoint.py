@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from overlay.addresses import Address, Ticket
 from overlay.config import Config
-from overlay.errors import ConfigError, EndpointClosed, HandshakeError, OverlayError, StreamError
+from overlay.errors import ConfigError, EndpointClosed, HandshakeError, OverlayError
 from overlay.events import Event
 from overlay.identity import Identity, PeerId
 from overlay.local import reachable
@@ -344,7 +344,7 @@ class Endpoint:
         try:
             async with stream:
                 await handler(stream)
-        except (StreamError, OverlayError, TimeoutError) as error:
+        except (OverlayError, TimeoutError) as error:
             logger.debug("%r ended: %s", stream, error)
         except Exception:
             logger.exception("the handler of %r failed; the stream was reset", stream)

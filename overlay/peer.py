@@ -107,8 +107,7 @@ class Peer:
         """Bytes sent and received, over all connections there are and have been."""
         total = dict(self.traffic)
         for connection in self.connections.values():
-            sent, received = total.get(connection.transport, (0, 0))
-            total[connection.transport] = (sent + connection.bytes_sent, received + connection.bytes_received)
+            _count(connection, total)
         return total
 
     @property
@@ -297,8 +296,7 @@ class Peer:
         if self.connections.pop(connection.id, None) is None:
             # It ended before it was introduced; whoever dialled it finds that out.
             return
-        sent, received = self.traffic.get(connection.transport, (0, 0))
-        self.traffic[connection.transport] = (sent + connection.bytes_sent, received + connection.bytes_received)
+        _count(connection, self.traffic)
         self._core.connection_lost(
             connection.id,
             clock(),
@@ -411,14 +409,14 @@ class Peer:
     def _carry_out(self, action: Action) -> None:
         match action:
             case Attached(connection, state, first):
-                session = self._session_of(state)
+                self._session_of(state)
                 self._attached.add(connection)
                 if first:
                     self._endpoint.publish(PeerConnected(self.peer_id))
                 waiter = self._accepted.pop(connection, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(None)
-                self.dialler.attached(session)
+                self.dialler.attached()
             case Suspected(connection):
                 logger.info("%s: nothing comes back on %r", self.peer_id.short, self.connections.get(connection))
                 self._endpoint.suspected()
@@ -514,6 +512,12 @@ class Peer:
             bytes_sent=connection.bytes_sent,
             bytes_received=connection.bytes_received,
         )
+
+
+def _count(connection: Connection, traffic: dict[str, tuple[int, int]]) -> None:
+    """Add what a connection has carried to the sums of its transport."""
+    sent, received = traffic.get(connection.transport, (0, 0))
+    traffic[connection.transport] = (sent + connection.bytes_sent, received + connection.bytes_received)
 
 
 def _watch(connection: Connection) -> Callable[[], Progress]:

@@ -196,13 +196,7 @@ def send_(
     if any(file.startswith("overlay:") for file in files) and not ticket.startswith("overlay:"):
         raise UsageError("the ticket goes last: overlay send FILE... TICKET")
     target = Ticket.parse(ticket)
-    config = _config(
-        listen,
-        transport,
-        accept=target.peer_id.__eq__,
-        dial_timeout=timeout,
-        resume_timeout=resume_timeout,
-    )
+    config = _dialling(target, listen, transport, timeout, resume_timeout)
     options = SendOptions(
         items=items(files, name),
         ticket=target,
@@ -231,13 +225,7 @@ def ping_(
 ) -> NoReturn:
     """Measure the round-trip time to a key, and show the path that it took."""
     target = Ticket.parse(ticket)
-    config = _config(
-        listen,
-        transport,
-        accept=target.peer_id.__eq__,
-        dial_timeout=timeout,
-        resume_timeout=resume_timeout,
-    )
+    config = _dialling(target, listen, transport, timeout, resume_timeout)
     options = PingOptions(
         ticket=target,
         identity=_fresh(identity),
@@ -277,6 +265,15 @@ def default_identity() -> Path:
 
 def _fresh(identity: Path | None) -> Identity:
     return Identity.generate() if identity is None else Identity.load_or_create(identity)
+
+
+def _dialling(
+    target: Ticket, listen: list[str] | None, transports: list[str] | None, timeout: float, resume_timeout: float
+) -> Config:
+    """Settings of a command that dials: it has nothing to say to anybody but the ticket's key."""
+    return _config(
+        listen, transports, accept=target.peer_id.__eq__, dial_timeout=timeout, resume_timeout=resume_timeout
+    )
 
 
 def _config(listen: list[str] | None, transports: list[str] | None, **settings: Any) -> Config:
