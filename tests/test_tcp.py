@@ -17,6 +17,7 @@ from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Control, Ping, Window, encode
 from overlay.protocol.gate import HandshakeGate
+from overlay.testing import connections, exchange, pair
 from overlay.transports import tcp_connection
 from overlay.transports.base import Accepted, ClosedBy, CloseReason, Connection, Role
 from overlay.transports.sockets import bind, tcp_info
@@ -495,3 +496,20 @@ async def test_too_many_handshakes_are_turned_away() -> None:
 def test_the_same_on_uvloop(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scenario())
+
+
+async def test_a_loop_that_has_dropped_the_socket_ends_that_connection_only() -> None:
+    """uvloop closes its handle at a RST, and a pump that comes before the news must not fail."""
+    async with pair("tcp") as it:
+        [ours] = connections(it.dialler, it.acceptor.peer_id)
+
+        class Refusing:
+            def __getattr__(self, name: str) -> object:
+                return getattr(asyncio.get_running_loop(), name)
+
+            def add_writer(self, *_: object) -> None:
+                raise RuntimeError("the handler is closed")
+
+        vars(ours)["_loop"] = Refusing()
+        assert await exchange(it.session, bytes(2 * 1024 * 1024)) == bytes(2 * 1024 * 1024)
+        assert ours.is_closed

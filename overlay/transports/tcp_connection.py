@@ -17,6 +17,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from typing import ClassVar
 
@@ -236,8 +237,11 @@ class TcpConnection(Connection):
         self._state = _State.CLOSED
         if self._goodbye is not None:
             self._goodbye.cancel()
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        for remove in (self._loop.remove_reader, self._loop.remove_writer):
+            # uvloop closes its handle when the socket polls as POLLERR, and then refuses the first of the two; both
+            # are needed, or the next socket of this number would inherit the closed handle.
+            with suppress(RuntimeError):
+                remove(self._sock)
         self._sock.close()
         self._control.clear()
         self._datagrams.clear()
@@ -307,7 +311,9 @@ class TcpConnection(Connection):
     def _resume(self) -> None:
         """Go on after the others had their turn."""
         if self._state is not _State.CLOSED:
-            self._loop.add_reader(self._sock, self._on_readable)
+            # See `_end`; what has arrived is still read, and the end of it found.
+            with suppress(RuntimeError):
+                self._loop.add_reader(self._sock, self._on_readable)
             self._on_readable()
 
     def _deliver(self, until: float) -> bool:
@@ -393,7 +399,11 @@ class TcpConnection(Connection):
     def _watch(self) -> None:
         if not self._watching and not self._mute:
             self._watching = True
-            self._loop.add_writer(self._sock, self._on_writable)
+            try:
+                self._loop.add_writer(self._sock, self._on_writable)
+            except RuntimeError:
+                # The same handle: the peer's RST came first.
+                self._end(CloseReason(ClosedBy.NETWORK, reason="the connection broke"))
 
     def _on_writable(self) -> None:
         try:
