@@ -57,6 +57,22 @@ async def test_udp_is_dropped_and_comes_back_under_a_transfer() -> None:
             assert min(sent for sent, _ in it.session.traffic.values()) > MiB
 
 
+async def test_a_path_that_loses_in_one_direction_only_is_left() -> None:
+    """What the peer sends still comes, its probes above all; but nothing of ours arrives there."""
+    sent = os.urandom(4 * MiB)
+    async with pair("quic", "tcp") as it:
+        assert selected(it.session) == "quic"
+        swallowed = []
+        with pytest.MonkeyPatch.context() as patch:
+            for udp in it.dialler._udp:
+                patch.setattr(udp, "send", lambda datagrams, *_: swallowed.extend(datagrams))
+            async with asyncio.timeout(10):
+                assert await exchange(it.session, sent) == sent
+            path = it.session.paths[0]
+            assert (path.transport, path.dialled) == ("tcp", True), "whoever is not heard notices by itself"
+        assert swallowed
+
+
 @pytest.mark.parametrize("transports", [("tcp",), ("quic",), ("quic", "tcp"), ("memory",)])
 async def test_connections_are_aborted_again_and_again_under_a_transfer(transports: tuple[str, ...]) -> None:
     sent = os.urandom(4 * MiB)

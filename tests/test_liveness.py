@@ -79,6 +79,9 @@ def test_each_false_alarm_doubles_the_patience_up_to_a_bound(probe_timeout: floa
         assert watched.run(now + patience - 0.01) == []
         now = watched.run(now + patience + 0.3)[0][0]
         assert watched.liveness.suspect
+        assert not watched.liveness.heard(), "a sign of life clears nothing while what we sent does not arrive"
+        now += 0.01
+        watched.hear(now)
         assert watched.liveness.heard()
         assert not watched.liveness.heard()
 

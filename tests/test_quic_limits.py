@@ -11,7 +11,7 @@ from overlay.config import Config, KiB, Limits, MiB
 from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Ping, encode, run_header, varint
-from overlay.transports.base import ClosedBy, Connection
+from overlay.transports.base import ClosedBy
 from overlay.transports.quic import CONNECTION_WINDOW, FIRST_WINDOW, MAX_CRYPTO, REVIVAL, RUN_WINDOW, WINDOW_SHARE
 from overlay.transports.quic_connection import QuicLink, clock
 
@@ -286,18 +286,23 @@ async def test_crypto_after_the_handshake_is_bounded_too() -> None:
 
 
 async def test_only_a_packet_that_decrypts_counts_as_a_sign_of_life() -> None:
-    """Anybody who sees a connection id can send datagrams with it."""
+    """Anybody who sees a connection id can send datagrams with it; and to be heard is not yet to hear."""
     async with memory_node() as (bob, udp):
         stranger, recorder = _greedy(bob, udp)
         connection = recorder.connection
-        assert isinstance(connection, Connection)
-        before = connection.last_progress()
+        assert isinstance(connection, QuicLink)
+        engine = connection._engine
+        before = engine.last_heard
         data = bytearray(stranger.packet((0x01, b""), (0x00, bytes(100))))
         data[-1] ^= 1
         udp.deliver(bytes(data))
-        assert connection.last_progress() == before
+        assert engine.last_heard == before
+        connection.send_frame(encode(Ping(1)))
+        connection.flush()
+        progress = connection.last_progress()
         udp.deliver(stranger.packet((0x01, b""), (0x00, bytes(100))))
-        assert connection.last_progress() > before
+        assert engine.last_heard > before
+        assert connection.last_progress() == progress, "our frame is not acknowledged"
 
 
 async def test_a_path_that_works_again_does_not_sit_out_the_backoff() -> None:

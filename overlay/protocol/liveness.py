@@ -1,10 +1,11 @@
 """Failure is noticed by silence: is this connection still alive? Pure; one object per connection.
 
 A connection is *suspect* when something is outstanding on it (unacknowledged bytes, an unanswered PING, or a frame
-that the transport has not confirmed) and nothing at all came back, no authenticated byte and no transport
-acknowledgement, for `max(500 ms, 2 PTO)`, or 3 s before the first round-trip sample. Our own lag does not
-count: a timer that fires late says that *we* were away. Suspicion costs little (a PING, and one race in the
-background, while the connection keeps its chance), so it may be quick; each false alarm doubles the patience.
+that the transport has not confirmed) and the transport has seen no progress, no acknowledgement of what is under way,
+for `max(500 ms, 2 PTO)`, or 3 s before the first round-trip sample. That the peer is heard does not clear it: there
+are networks that lose in one direction only. Our own lag does not count: a timer that fires late says that *we* were
+away. Suspicion costs little (a PING, and one race in the background, while the connection keeps its chance), so it may
+be quick; each false alarm doubles the patience.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class Progress:
     """What a transport knows of the other end."""
 
     at: float
-    """When an authenticated byte or a transport's acknowledgement last arrived."""
+    """Until when all is known to be well: see `last_progress` of a transport's connection."""
     probe_timeout: float | None
     """The transport's PTO, in seconds; None before the first sample."""
 
@@ -93,8 +94,8 @@ class Liveness:
             self._check_at = min(self._check_at, now + MINIMUM_SILENCE)
 
     def heard(self) -> bool:
-        """Something arrived; whether the connection was suspect until now."""
-        if not self.suspect:
+        """Something arrived; whether that clears a suspicion: what we sent has to arrive as well."""
+        if not self.suspect or self._watch().at <= self._suspected_at:
             return False
         self.suspect = False
         self._false_alarms = min(self._false_alarms + 1, MAX_FALSE_ALARMS)
@@ -114,8 +115,7 @@ class Liveness:
         progress = self._watch()
         if progress.at > self._sent_at:
             self._sent_since = None
-        if self.suspect and progress.at > self._suspected_at:
-            self.heard()
+        if self.heard():
             self._check_at = now + MINIMUM_SILENCE
             return Verdict.RECOVERED
         waiting = [since for since in (self._outstanding_since, self._sent_since) if since is not None]

@@ -138,7 +138,12 @@ class Connection(ABC):
 
     @abstractmethod
     def last_progress(self) -> float:
-        """When `time.monotonic` last saw an authenticated byte or a transport's acknowledgement from the peer."""
+        """Until when, by `time.monotonic`, everything is known to be well.
+
+        While the transport waits for acknowledgements: when the last one came, or the oldest unacknowledged byte left
+        if that is later. Otherwise, when anything came. To be heard is not enough while something of ours is under
+        way: a network may lose in one direction only.
+        """
 
     @abstractmethod
     def sendable(self) -> int:

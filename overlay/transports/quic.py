@@ -197,6 +197,15 @@ class Engine(QuicConnection):
         return self._loss.get_probe_timeout() if self._loss._rtt_initialized else None
 
     @property
+    def last_progress(self) -> float:
+        """When the peer last showed that our packets arrive; with none under way, when it was last heard.
+
+        Who is heard need not hear us: a network may lose packets in one direction only.
+        """
+        waiting_since: float | None = self._loss._cc.waiting_since
+        return self.last_heard if waiting_since is None else waiting_since
+
+    @property
     def max_datagram(self) -> int:
         """The longest datagram that fits into a packet and is not too long for the peer.
 

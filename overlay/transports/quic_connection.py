@@ -89,8 +89,8 @@ class QuicLink(Connection):
         return self._engine.probe_timeout
 
     def last_progress(self) -> float:
-        """When the last packet that decrypted was processed, by the loop's clock."""
-        return self._engine.last_heard
+        """See `Connection.last_progress`: by QUIC's acknowledgements."""
+        return self._engine.last_progress
 
     def sendable(self) -> int:
         """How many stream bytes it takes now: what the congestion window has room for and 64 KiB in reserve."""

@@ -26,13 +26,17 @@ _BACKLOG = 128
 _PORT_ATTEMPTS = 16
 """A port that is free for one protocol is rarely taken for the other; 16 times
 in a row, something else is wrong."""
-_TCP_INFO = struct.Struct("=8xI40xII8xI")
+_TCP_INFO = struct.Struct("=8xI12xI24xII8xI120xI")
 """The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: eight bytes of states,
-tcpi_rto (us) at 8, tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56, tcpi_rtt (us) at 68."""
+tcpi_rto (us) at 8, tcpi_unacked (segments) at 24, tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56,
+tcpi_rtt (us) at 68, tcpi_delivered (segments) at 192, since Linux 4.18."""
 _TCP_INFO_SIZE = _TCP_INFO.size
 _LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
-"""From linux/in.h: the `socket` module of Python 3.11 does not name it."""
+"""From linux/in.h and linux/in6.h, like the next ones: the `socket` module of Python 3.11 does not name them."""
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_PROBE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def tune_tcp(sock: socket.socket) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TcpInfo:
-    """What the kernel knows about a TCP connection, in seconds."""
+    """What the kernel knows about a TCP connection; times in seconds."""
 
     retransmission_timeout: float
     since_data: float
@@ -138,6 +142,10 @@ class TcpInfo:
     """Since an acknowledgement came."""
     rtt: float
     """Smoothed (RFC 6298)."""
+    unacknowledged: int
+    """Segments on their way."""
+    delivered: int
+    """Segments that have been acknowledged so far, selectively too; counts modulo 2**32."""
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
@@ -150,8 +158,8 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         return None
     if len(raw) < _TCP_INFO_SIZE:
         return None
-    timeout, since_data, since_ack, rtt = _TCP_INFO.unpack(raw)
-    return TcpInfo(timeout / 1e6, since_data / 1e3, since_ack / 1e3, rtt / 1e6)
+    timeout, unacknowledged, since_data, since_ack, rtt, delivered = _TCP_INFO.unpack(raw)
+    return TcpInfo(timeout / 1e6, since_data / 1e3, since_ack / 1e3, rtt / 1e6, unacknowledged, delivered)
 
 
 def _parse(text: str, interface: str | None) -> _Entry:
@@ -242,6 +250,12 @@ def _port(pair: BoundPair) -> int:
 def _tune_udp(sock: socket.socket, entry: _Entry) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UDP_BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UDP_BUFFER)
+    if _LINUX:
+        # RFC 9000 section 14: no fragments. And what the kernel believes of a path's MTU, anybody may have forged.
+        if entry.family == 4:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
     if not ip_address(entry.host).is_unspecified:
         return
     if entry.family == 6 and hasattr(socket, "IPV6_RECVPKTINFO"):

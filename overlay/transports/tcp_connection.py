@@ -114,7 +114,8 @@ class TcpConnection(Connection):
         self._state = _State.OPEN
         self._behind = True
         """OpenSSL may hold what no poll sees: what came together with the handshake, or was too much for one turn."""
-        self._heard = time.monotonic()
+        self._heard = self._progress = time.monotonic()
+        self._delivered = 0
         self._goodbye: asyncio.TimerHandle | None = None
         self._control: list[bytes] = []
         self._control_size = 0
@@ -158,14 +159,17 @@ class TcpConnection(Connection):
         return info.retransmission_timeout if info is not None else None
 
     def last_progress(self) -> float:
-        """When bytes or a TCP acknowledgement last came, by the loop's clock.
+        """See `Connection.last_progress`; as exact as it is asked often.
 
         Acknowledgements are not authenticated: who can forge them can also cut the connection.
         """
         info = tcp_info(self._sock)
         if info is None:
             return self._heard
-        return max(self._heard, time.monotonic() - min(info.since_data, info.since_ack))
+        if not info.unacknowledged or info.delivered != self._delivered:
+            self._delivered = info.delivered
+            self._progress = max(self._heard, time.monotonic() - min(info.since_data, info.since_ack))
+        return self._progress
 
     def sendable(self) -> int:
         """How many stream bytes it takes before poll has to say again that there is room."""
