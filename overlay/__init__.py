@@ -30,7 +30,7 @@ from overlay.errors import (
     UnknownProtocol,
     WrongIdentity,
 )
-from overlay.events import Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
+from overlay.events import Origin, Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
 from overlay.identity import Identity, PeerId
 from overlay.protocol.stream import Priority
 from overlay.session import Session
@@ -55,6 +55,7 @@ __all__ = [
     "IdentityError",
     "IdentityMismatch",
     "Limits",
+    "Origin",
     "OverlayError",
     "Path",
     "PathChanged",

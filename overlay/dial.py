@@ -53,26 +53,31 @@ class Race(Generic[Won]):
             ours: it is logged, and that attempt has failed.
         discard: closes what an attempt has made, when another one won.
         failures: what has failed so far.
+        began: when `run` was called, by the loop's clock.
     """
 
     starts: Sequence[Start]
     attempt: Callable[[Try], Awaitable[Won]]
     discard: Callable[[Won], None]
     failures: list[Attempt] = field(default_factory=list)
+    began: float = 0.0
     _running: "dict[asyncio.Task[Won], Try]" = field(default_factory=dict)
     _waiting: list[Start] = field(default_factory=list)
-    _began: float = 0.0
     _added: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def report(self) -> list[Attempt]:
-        """Everything that was tried: what failed, and what still runs as a time-out at its stage."""
+    def report(self, *, but: Try | None = None) -> list[Attempt]:
+        """Everything that was tried: what failed, and what still runs as a time-out at its stage.
+
+        Args:
+            but: one that is left out, as it is about to win.
+        """
         now = asyncio.get_running_loop().time()
-        pending = [one.failed(TimeoutError("no answer in time"), now) for one in self._running.values()]
-        return [*self.failures, *pending]
+        running = (one for one in self._running.values() if one is not but)
+        return [*self.failures, *(one.failed(TimeoutError("no answer in time"), now) for one in running)]
 
     def add(self, starts: Sequence[Start]) -> None:
         """More addresses have become known: they join the race, their times counted from now."""
-        now = asyncio.get_running_loop().time() - self._began
+        now = asyncio.get_running_loop().time() - self.began
         later = [replace(start, at=start.at + now) for start in starts]
         self._waiting = sorted([*self._waiting, *later], key=lambda start: start.at)
         self._added.set()
@@ -82,7 +87,7 @@ class Race(Generic[Won]):
 
         Cancellation closes everything; what was still under way then stands in `failures` as a time-out.
         """
-        self._began = asyncio.get_running_loop().time()
+        self.began = asyncio.get_running_loop().time()
         self._waiting = list(self.starts)
         try:
             return await self._first()
@@ -119,7 +124,7 @@ class Race(Generic[Won]):
     def _start_due(self, *, hurry: bool) -> None:
         """Start what is due, and with `hurry` the next one in any case."""
         now = asyncio.get_running_loop().time()
-        while self._waiting and (hurry or not self._running or self._began + self._waiting[0].at <= now):
+        while self._waiting and (hurry or not self._running or self.began + self._waiting[0].at <= now):
             hurry = False
             start = self._waiting.pop(0)
             one = Try(Address(start.transport, start.host, start.port), now)
@@ -128,7 +133,7 @@ class Race(Generic[Won]):
     def _until_next(self) -> float | None:
         if not self._waiting:
             return None
-        return max(0.0, self._began + self._waiting[0].at - asyncio.get_running_loop().time())
+        return max(0.0, self.began + self._waiting[0].at - asyncio.get_running_loop().time())
 
     def _record(self, cause: BaseException, one: Try) -> None:
         if not isinstance(cause, OSError | OverlayError):

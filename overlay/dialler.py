@@ -31,6 +31,7 @@ from overlay.errors import (
     SessionRefused,
     WrongIdentity,
 )
+from overlay.events import Origin
 from overlay.protocol.backoff import Backoff
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.race import PREFERRED, Start, plan
@@ -241,7 +242,8 @@ class Dialler:
             for failure in race.failures:
                 logger.debug("%s: %s", self._peer.peer_id.short, failure)
 
-    async def _attempt(self, session: "Session | None", one: Try) -> Connection:
+    async def _attempt(self, session: "Session | None", one: Try, named: Try | None = None) -> Connection:
+        """Try one address, which `named`, a name's attempt, has led to."""
         if not one.address.is_literal and one.address.transport != "memory":
             return await self._attempt_name(session, one)
         self._check_allowed(one.address)
@@ -249,7 +251,7 @@ class Dialler:
         connection = await transport.dial(one.address, self._peer.peer_id, self._peer)
         try:
             one.stage = "hello"
-            accepted = self._peer.dialled(connection, session)
+            accepted = self._peer.dialled(connection, session, partial(self._origin, named or one))
             self._proven = True
             self._signal()
             await accepted
@@ -267,7 +269,7 @@ class Dialler:
         one.stage = "connect"
         transport = one.address.transport or ""
         hosts = [Address.from_sockaddr(transport, info[4]) for info in found]
-        race = Race(self._plan(hosts), partial(self._attempt, session), self._discard)
+        race = Race(self._plan(hosts), partial(self._attempt, session, named=one), self._discard)
         won = await race.run()
         if won is None:
             if self._race is not None:
@@ -283,6 +285,17 @@ class Dialler:
                     await self.changed()
 
     # ---------------------------------------------------------------- helpers
+
+    def _origin(self, one: Try) -> Origin:
+        """Why it was this attempt that worked."""
+        if self._race is None or self._step is None:
+            return Origin("connect")
+        seconds = asyncio.get_running_loop().time() - self._race.began
+        attempts = self._race.report(but=one)
+        for attempt in attempts:
+            # A path may live for months, and tracebacks keep everything alive that they have seen.
+            attempt.cause.with_traceback(None)
+        return Origin(self._step, seconds, tuple(attempts))
 
     def _candidates(self, transport: str | None = None) -> list[Address]:
         """The known addresses, one for each transport that they stand for, the newest knowledge last."""

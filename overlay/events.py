@@ -1,9 +1,41 @@
 """What an endpoint tells its user, each once and in order."""
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from overlay.addresses import Address
+from overlay.errors import Attempt
 from overlay.identity import PeerId
+
+Purpose = Literal["connect", "replace", "upgrade", "inbound"]
+"""What a connection was made for; see `Origin.purpose`."""
+
+_PURPOSES: Final[dict[Purpose, str]] = {
+    "connect": "the first to answer",
+    "replace": "in place of one that was lost or fell silent",
+    "upgrade": "a better transport answers again",
+    "inbound": "dialled by the peer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a path came about: the reason why it is this one, and not another address or transport."""
+
+    purpose: Purpose
+    """`connect`: to begin with; `replace`: a path was lost or fell silent; `upgrade`: the better transport was tried
+    again; `inbound`: the peer has dialled us."""
+    seconds: float | None = None
+    """From the dial's start, at its first address, to the peer's ACCEPT; None when the peer has dialled."""
+    attempts: tuple[Attempt, ...] = ()
+    """What else was tried in this dial, and until then had failed or not answered."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        text = _PURPOSES[self.purpose]
+        if self.seconds is not None:
+            text += f", after {1000 * self.seconds:.0f} ms"
+        return "; ".join([text, *map(str, self.attempts)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +54,8 @@ class Path:
     """Smoothed round-trip time in seconds; None before the first sample."""
     bytes_sent: int
     bytes_received: int
+    origin: Origin
+    """Why there is this path."""
 
     def __str__(self) -> str:
         """Transport and address, as in an `Address`."""

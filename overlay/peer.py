@@ -24,7 +24,7 @@ from overlay.errors import (
     SessionLost,
     SessionRefused,
 )
-from overlay.events import Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
+from overlay.events import Origin, Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
 from overlay.identity import PeerId
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Control
@@ -84,7 +84,8 @@ class Peer:
         self.dialler = Dialler(self, endpoint)
         self.traffic: dict[str, tuple[int, int]] = {}
         """Of connections that have ended, by transport: bytes sent and received."""
-        self._attached: set[int] = set()
+        self._attached: dict[int, Origin] = {}
+        self._origins: dict[int, Callable[[], Origin]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._scheduled: asyncio.Handle | None = None
@@ -100,7 +101,7 @@ class Peer:
 
     def paths(self) -> list[Path]:
         """A snapshot of the connections that carry the session, the selected one first."""
-        attached = [self.connections[one] for one in self._core.attached if one in self.connections]
+        attached = [self.connections[one] for one in self._core.attached if one in self._attached]
         return sorted(map(self._path, attached), key=lambda path: not path.selected)
 
     def traffic_by_transport(self) -> dict[str, tuple[int, int]]:
@@ -216,8 +217,15 @@ class Peer:
             if one in self.connections and not self._core.is_suspect(one)
         }
 
-    def dialled(self, connection: Connection, session: Session | None) -> "asyncio.Future[None]":
+    def dialled(
+        self, connection: Connection, session: Session | None, origin: Callable[[], Origin]
+    ) -> "asyncio.Future[None]":
         """Introduce a connection that we have made; the future is done at ACCEPT, or holds what came instead.
+
+        Args:
+            connection: the connection.
+            session: what it was dialled for.
+            origin: asked at ACCEPT how the path came about.
 
         Raises:
             ConnectionError: it has ended already, or the session that it was made for has.
@@ -227,6 +235,7 @@ class Peer:
         if connection.is_closed:
             raise ConnectionResetError(errno.ECONNRESET, "the peer hung up at once")
         waiter = self._accepted[connection.id] = self._loop.create_future()
+        self._origins[connection.id] = origin
         self._introduce(connection)
         self._pump()
         return waiter
@@ -309,8 +318,8 @@ class Peer:
             waiter.set_exception(_not_accepted(reason))
             # The attempt may have been cancelled meanwhile; then nobody asks for the exception.
             waiter.exception()
-        if connection.id in self._attached:
-            self._attached.discard(connection.id)
+        self._origins.pop(connection.id, None)
+        if self._attached.pop(connection.id, None) is not None:
             lost = PathLost(self.peer_id, connection.transport, connection.remote, len(self._core.attached))
             self._endpoint.publish(lost)
         for ping in tuple(self._pings.values()):
@@ -410,7 +419,8 @@ class Peer:
         match action:
             case Attached(connection, state, first):
                 self._session_of(state)
-                self._attached.add(connection)
+                made = self._origins.pop(connection, None)
+                self._attached[connection] = Origin("inbound") if made is None else made()
                 if first:
                     self._endpoint.publish(PeerConnected(self.peer_id))
                 waiter = self._accepted.pop(connection, None)
@@ -511,6 +521,7 @@ class Peer:
             rtt=connection.rtt,
             bytes_sent=connection.bytes_sent,
             bytes_received=connection.bytes_received,
+            origin=self._attached[connection.id],
         )
 
 

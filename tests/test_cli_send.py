@@ -39,6 +39,10 @@ def test_a_file_arrives_and_both_sides_report_it(tmp_path: Path, file: Path, tra
         assert document["bytes_by_transport"][transport] > len(CONTENT)
         assert all(isinstance(one, float) for one in document["stalls_ms"])
         assert document["seconds"] > 0
+        [path] = document["paths"]
+        assert (path["transport"], path["purpose"], path["tried"]) == (transport, "connect", [])
+        assert path["at_ms"] >= path["connect_ms"] > 0
+        assert path["why"].startswith("the first to answer, after ")
         received = receiver.event()
         assert received["event"] == "received"
         assert (received["name"], received["bytes"], received["sha256"]) == ("data.bin", len(CONTENT), SHA256)

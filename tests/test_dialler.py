@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from overlay import Address, Config, DialError, Endpoint, Identity, PathLost, Session, SessionRefused, Ticket
+from overlay import Address, Config, DialError, Endpoint, Identity, Origin, PathLost, Session, SessionRefused, Ticket
 from overlay.testing import LOOPBACK, Weather, connections, exchange, interrupted, pair, ticket, until
 from overlay.transports.base import ClosedBy, CloseReason
 
@@ -137,10 +137,42 @@ async def test_a_connection_that_ended_before_it_was_introduced_is_no_surprise()
         [ours] = connections(it.dialler, it.acceptor.peer_id)
         ours.abort()
         with pytest.raises(ConnectionError):
-            peer.dialled(ours, it.session)
+            peer.dialled(ours, it.session, lambda: Origin("connect"))
         await until(lambda: not peer.connections or ours.id not in peer.connections)
         peer.closed(ours, CloseReason(ClosedBy.NETWORK))
 
 
 async def _connect(endpoint: Endpoint, target: Ticket, timeout: float) -> Session:
     return await endpoint.connect(target, timeout=timeout)
+
+
+async def test_a_path_says_why_it_is_this_one() -> None:
+    """What it was dialled for, how long that took, and what else had been tried by then."""
+    config = Config(listen=LOOPBACK)
+    async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
+        weather = Weather(acceptor, dialler)
+        weather.udp_blocked = True
+        session = await dialler.connect(ticket(acceptor))
+        origin = session.paths[0].origin
+        assert origin.purpose == "connect"
+        assert origin.seconds is not None and origin.seconds >= 0.25, "QUIC's head start"
+        [quic] = origin.attempts
+        assert (quic.address.startswith("quic://"), quic.stage) == (True, "connect")
+        assert "the first to answer" in str(origin) and "quic://" in str(origin)
+        [theirs] = acceptor.sessions[dialler.peer_id].paths
+        assert (theirs.origin.purpose, theirs.origin.seconds, theirs.origin.attempts) == ("inbound", None, ())
+        weather.udp_blocked = False
+        await until(lambda: session.paths[0].transport == "quic")
+        assert session.paths[0].origin.purpose == "upgrade"
+        for connection in connections(dialler, acceptor.peer_id):
+            connection.abort()
+        await until(lambda: bool(session.paths) and session.paths[0].origin.purpose == "replace")
+
+
+async def test_an_attempt_at_a_name_is_no_rival_of_its_own_address() -> None:
+    config = Config(listen=LOOPBACK, transports=("tcp",))
+    async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
+        address = Address("tcp", "localhost", acceptor.addresses[0].port)
+        session = await dialler.connect(Ticket(acceptor.peer_id, (address,)))
+        attempts = session.paths[0].origin.attempts
+        assert all("localhost" not in attempt.address for attempt in attempts)

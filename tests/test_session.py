@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from overlay import Limits, PathLost, Session, SessionClosed
+from overlay import Limits, Origin, PathLost, Session, SessionClosed
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Fin, Gone, Hello, Stop, Window, encode
 from overlay.session import DATAGRAM_ALLOWANCE
@@ -175,7 +175,8 @@ async def two_connections(transport: str) -> AsyncIterator[tuple[Pair, Connectio
     async with pair("quic", "tcp") as it:
         peer = it.dialler._peers[it.acceptor.peer_id]
         [address] = ticket(it.acceptor, "tcp").addresses
-        await peer.dialled(await it.dialler.transport("tcp").dial(address, it.acceptor.peer_id, peer), it.session)
+        connection = await it.dialler.transport("tcp").dial(address, it.acceptor.peer_id, peer)
+        await peer.dialled(connection, it.session, lambda: Origin("replace"))
         await until(lambda: len(it.session.paths) == len(it.theirs.paths) == 2)
         [chosen] = [one for one in peer.connections.values() if one.transport == transport]
         yield it, chosen

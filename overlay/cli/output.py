@@ -26,6 +26,7 @@ from overlay.errors import (
     UnknownProtocol,
     WrongIdentity,
 )
+from overlay.events import Path
 from overlay.protocol.codes import CloseCode
 
 STALL_MS: Final = 100.0
@@ -105,6 +106,19 @@ def out(text: str) -> None:
 def emit(document: dict[str, Any]) -> None:
     """Print one JSON document on one line, at once."""
     out(json.dumps(document))
+
+
+def path_document(path: Path) -> dict[str, Any]:
+    """A path and why it is this one, for programs."""
+    return {
+        "transport": path.transport,
+        "remote": str(path.remote),
+        "rtt_ms": None if path.rtt is None else round(1000 * path.rtt, 3),
+        "purpose": path.origin.purpose,
+        "connect_ms": None if path.origin.seconds is None else round(1000 * path.origin.seconds, 1),
+        "tried": [str(attempt) for attempt in path.origin.attempts],
+        "why": str(path.origin),
+    }
 
 
 def stderr_console() -> Console:

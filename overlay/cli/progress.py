@@ -81,7 +81,7 @@ async def watch_paths(
             changed(event)
         match event:
             case PathChanged(_, path):
-                text = f"now over {path}"
+                text = f"now over {path}: {path.origin}"
             case PathLost(_, _, remote, 0):
                 text = f"lost {remote}, looking for another path"
             case _:

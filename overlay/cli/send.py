@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from overlay.addresses import Ticket
-from overlay.cli.output import ExitCode, emit, fail, say, size_text, stalls, stderr_console
+from overlay.cli.output import ExitCode, emit, fail, path_document, say, size_text, stalls, stderr_console
 from overlay.cli.progress import Progress, watch_paths
 from overlay.cli.running import background
 from overlay.cli.sources import Item, Source
@@ -15,6 +15,7 @@ from overlay.cli.transfer import PROTOCOL, Receipt, Refused, TransferError, read
 from overlay.config import Config
 from overlay.endpoint import Endpoint
 from overlay.errors import StreamStopped
+from overlay.events import Event, PathChanged
 from overlay.identity import Identity
 from overlay.session import Session
 from overlay.streams import Stream
@@ -87,15 +88,24 @@ async def send(options: SendOptions) -> int:
     console = stderr_console()
     done: list[tuple[Item, Receipt]] = []
     refused: list[tuple[Item, Refused]] = []
+    paths: list[dict[str, Any]] = []
+    dialled = loop.time()
+
+    def changed(event: Event) -> None:
+        if isinstance(event, PathChanged):
+            paths.append({"at_ms": round(1000 * (loop.time() - dialled), 1)} | path_document(event.path))
+
     async with Endpoint(options.identity, options.config) as endpoint:
         session = await endpoint.connect(options.ticket)
         began = loop.time()
         pace = Pace(options.limit_rate)
-        if not options.json:
-            say(console, f"connected to {options.ticket.peer_id.short} over {', '.join(map(str, session.paths[:1]))}")
+        for path in session.paths[:1]:
+            changed(PathChanged(session.peer_id, path))
+            if not options.json:
+                say(console, f"connected to {session.peer_id.short} over {path}: {path.origin}")
         with Progress(console, session) as progress:
             notes = None if options.json else console
-            async with background(watch_paths(endpoint, notes)):
+            async with background(watch_paths(endpoint, notes, changed)):
                 for item in options.items:
                     try:
                         with item.open() as source, progress.file(item.name, source.size) as advance:
@@ -113,6 +123,7 @@ async def send(options: SendOptions) -> int:
                 "files": [{"name": item.name, "bytes": one.size, "sha256": one.sha256} for item, one in done],
                 "refused": [{"name": item.name, "code": one.code, "reason": one.reason} for item, one in refused],
                 "bytes_by_transport": traffic,
+                "paths": paths,
                 "stalls_ms": sorted((ms for _, one in done for ms in stalls(one.gaps)), reverse=True),
                 "seconds": round(seconds, 3),
             }

@@ -21,7 +21,7 @@ import errno
 import logging
 import ssl
 from collections import deque
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
@@ -53,7 +53,7 @@ from overlay.identity import Identity, PeerId, peer_id_of
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.transports.base import ClosedBy, CloseReason, Role
-from overlay.transports.quic_congestion import OVERLAY
+from overlay.transports.quic_congestion import OVERLAY, ApplicationLimitedReno
 from overlay.transports.quic_handshakes import CONNECTION_ID_BYTES
 from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
 
@@ -202,7 +202,7 @@ class Engine(QuicConnection):
 
         Who is heard need not hear us: a network may lose packets in one direction only.
         """
-        waiting_since: float | None = self._loss._cc.waiting_since
+        waiting_since = cast("ApplicationLimitedReno", self._loss._cc).waiting_since
         return self.last_heard if waiting_since is None else waiting_since
 
     @property
