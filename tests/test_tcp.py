@@ -5,7 +5,7 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvloop
@@ -513,3 +513,38 @@ async def test_a_loop_that_has_dropped_the_socket_ends_that_connection_only() ->
         vars(ours)["_loop"] = Refusing()
         assert await exchange(it.session, bytes(2 * 1024 * 1024)) == bytes(2 * 1024 * 1024)
         assert ours.is_closed
+
+
+async def test_a_host_that_connects_and_never_answers_is_tried_with_small_segments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As behind a link that drops what is too big without a word; the next dial begins with small ones."""
+    monkeypatch.setattr("overlay.transports.tcp._SMALL_AFTER", 0.05)
+    segments: list[int] = []
+    async with node() as dialler, node() as acceptor, asyncio.TaskGroup() as pipes:
+
+        async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await reader.read(4096):
+                    writer.write(data)
+                    await writer.drain()
+            writer.close()
+
+        async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            segments.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+            if len(segments) == 1:
+                await reader.read()
+                writer.close()
+                return
+            there, back = await asyncio.open_connection(acceptor.address.host, acceptor.address.port)
+            pipes.create_task(pipe(reader, back))
+            pipes.create_task(pipe(there, writer))
+
+        async with await asyncio.start_server(meet, "127.0.0.1", 0) as relay:
+            address = Address("tcp", "127.0.0.1", relay.sockets[0].getsockname()[1])
+            for _ in range(2):
+                connection = await dialler.transport.dial(address, acceptor.identity.peer_id, dialler.handler)
+                await acceptor.accepted.get()
+                connection.abort()
+    assert segments[0] > 1220
+    assert len(segments) == 3 and max(segments[1:]) <= 1220

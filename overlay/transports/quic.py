@@ -19,6 +19,7 @@ This is the only file that touches private names of aioquic (1.7); each place sa
 
 import errno
 import logging
+import math
 import ssl
 from collections import deque
 from typing import Any, Final, cast
@@ -79,7 +80,8 @@ and a linear search, and somebody sends one byte in two on purpose."""
 UNSENT: Final = 64 * KiB
 """Bytes that may wait below us: enough to fill every packet, little enough for a control frame to overtake."""
 REVIVAL: Final = 0.25
-"""Seconds of silence after which a packet is news."""
+"""Seconds of silence after which a packet is news, if a probe would have been answered in less. Before the round-trip
+time is known, it may be that of a satellite, and the backoff is what lets an answer come before the next probe."""
 MANY_STREAMS: Final = 12
 """Streams up to which aioquic's own way is the cheaper one."""
 TURN: Final = 16 * KiB
@@ -420,7 +422,7 @@ class Engine(QuicConnection):
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
         # Only what decrypted comes here: the sign of life that nobody can forge.
-        if context.time - self.last_heard > REVIVAL:
+        if context.time - self.last_heard > max(REVIVAL, self.probe_timeout or math.inf):
             # The path works again. aioquic, as RFC 9002 section 6.2.1 has it, would sit out the rest of the backoff
             # that the silence has built up, seconds of it, unless what comes first is an acknowledgement.
             self._loss._pto_count = 0

@@ -100,13 +100,16 @@ def bind(config: Config) -> list[BoundPair]:
     return _bind_all(entries, config, share_port=False)
 
 
-def dial_tcp_socket(family: int, config: Config, interface: str | None = None) -> socket.socket:
+def dial_tcp_socket(
+    family: int, config: Config, interface: str | None = None, *, segment: int | None = None
+) -> socket.socket:
     """A non-blocking TCP socket for one dial, with all options applied.
 
     Args:
         family: 4 or 6.
         config: its `fwmark` and `interfaces` are applied.
         interface: to which of several `config.interfaces` the socket is tied; without it, to the first.
+        segment: bytes of a segment at most, in both directions (RFC 9293 section 3.7.1).
 
     Raises:
         ConfigError: an option that this system lacks or does not let us set.
@@ -117,6 +120,8 @@ def dial_tcp_socket(family: int, config: Config, interface: str | None = None) -
     sock = _open(family, socket.SOCK_STREAM, config, interface)
     try:
         tune_tcp(sock)
+        if segment is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
     except BaseException:
         sock.close()
         raise

@@ -5,6 +5,10 @@ OpenSSL over memory buffers, driven by one reader and one writer callback for ea
 
 A handshake (`_Opening`) owns the socket until the peer is known; only then there is a `TcpConnection`, and only then
 anybody else hears of it.
+
+Some networks carry less than they say and drop what is too big without a word (RFC 2923 section 2.1). There a
+connection comes up and then nothing gets through. Our first message fills a segment, so it finds out: a dial that is
+connected and hears nothing is made again with small segments, and the host is remembered.
 """
 
 import asyncio
@@ -34,6 +38,15 @@ _ACCEPT_PAUSE = 0.1
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UNTOUCHED = 16 * 1024 * 1024
 """Bytes. glibc takes no more than 32 MiB for its limits."""
+
+
+_SMALL_SEGMENT = 1220
+"""Bytes: with both headers no more than 1280, which every link that knows IPv6 carries (RFC 8200 section 5)."""
+_SMALL_AFTER = 1.5
+"""Seconds from being connected without an answer to our first message, and 4 times as long as connecting took."""
+_SMALL_FOR = 600.0
+"""Seconds; then large ones are tried again, as RFC 4821 section 7.7 recommends."""
+_MAX_SMALL = 256
 
 
 class _Opening:
@@ -160,6 +173,7 @@ class TcpTransport(Transport):
         self._connections: set[TcpConnection] = set()
         self._openings: set[_Opening] = set()
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._small_until: dict[str, float] = {}
         self._closed = False
         self._empty: asyncio.Future[None] | None = None
         # One for all: it is full only between a read and the decryption that follows at once.
@@ -192,11 +206,31 @@ class TcpTransport(Transport):
         if peer_id == self._own:
             raise SelfDial("the key that was dialled is our own", CloseCode.SELF_DIAL)
         loop = asyncio.get_running_loop()
+        began = loop.time()
+        if self._small_until.get(address.host, 0.0) > began:
+            return await self._secure(await self._connect(address, _SMALL_SEGMENT), address, peer_id, handler)
         sock = await self._connect(address)
+        try:
+            async with asyncio.timeout(max(_SMALL_AFTER, 4 * (loop.time() - began))) as patience:
+                return await self._secure(sock, address, peer_id, handler)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+        _LOG.debug("%s is connected and does not answer: trying small segments", address)
+        connection = await self._secure(await self._connect(address, _SMALL_SEGMENT), address, peer_id, handler)
+        self._small_until[address.host] = loop.time() + _SMALL_FOR
+        while len(self._small_until) > _MAX_SMALL:
+            del self._small_until[next(iter(self._small_until))]
+        return connection
+
+    async def _secure(
+        self, sock: socket.socket, address: Address, peer_id: PeerId, handler: ConnectionHandler
+    ) -> Connection:
+        """The handshake on a connected socket, which is closed if it fails."""
         if self._closed:
             sock.close()
             raise _closing()
-        proven: asyncio.Future[PeerId] = loop.create_future()
+        proven: asyncio.Future[PeerId] = asyncio.get_running_loop().create_future()
 
         def done(result: PeerId | Exception) -> None:
             if proven.done():
@@ -271,18 +305,18 @@ class TcpTransport(Transport):
         self._connections.add(connection)
         return connection
 
-    async def _connect(self, address: Address) -> socket.socket:
+    async def _connect(self, address: Address, segment: int | None = None) -> socket.socket:
         """A connected socket, by the first of the configured interfaces that has a way there."""
         interfaces = self._config.interfaces or (None,)
         for interface in interfaces[:-1]:
             try:
-                return await self._connect_by(address, interface)
+                return await self._connect_by(address, interface, segment)
             except OSError as error:
                 _LOG.debug("no way to %s by %s: %s", address, interface, error)
-        return await self._connect_by(address, interfaces[-1])
+        return await self._connect_by(address, interfaces[-1], segment)
 
-    async def _connect_by(self, address: Address, interface: str | None) -> socket.socket:
-        sock = dial_tcp_socket(address.family or 4, self._config, interface)
+    async def _connect_by(self, address: Address, interface: str | None, segment: int | None) -> socket.socket:
+        sock = dial_tcp_socket(address.family or 4, self._config, interface, segment=segment)
         try:
             await asyncio.get_running_loop().sock_connect(sock, address.sockaddr())
         except BaseException:
