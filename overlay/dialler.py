@@ -53,6 +53,8 @@ UPGRADE_FIRST: Final = 1.0
 UPGRADE_CAP: Final = 60.0
 
 Want = Literal["connect", "replace", "upgrade"]
+URGENT: Final[tuple[Want, ...]] = ("connect", "replace", "upgrade")
+"""The most urgent first."""
 
 
 class Dialler:
@@ -147,9 +149,9 @@ class Dialler:
             self._signals.discard(signal)
 
     def wake(self) -> None:
-        """Something may be wanted now. A user's wish does not wait behind a dial in the background."""
+        """Something may be wanted now. It does not wait behind the dial of a lesser want, which may take long."""
         want = self._want()
-        if want == "connect" and self._step in {"replace", "upgrade"} and self._task is not None:
+        if self._task is not None and self._step is not None and want in URGENT[: URGENT.index(self._step)]:
             self._task.cancel()
         if self._task is None and want is not None:
             self._task = self._endpoint.spawn(self._run(), f"dial {self._peer.peer_id.short}")

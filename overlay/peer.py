@@ -532,7 +532,7 @@ def _count(connection: Connection, traffic: dict[str, tuple[int, int]]) -> None:
 
 
 def _watch(connection: Connection) -> Callable[[], Progress]:
-    return lambda: Progress(connection.last_progress(), connection.probe_timeout)
+    return lambda: Progress(connection.last_progress(), connection.probe_timeout, connection.bytes_received)
 
 
 def _not_accepted(reason: CloseReason) -> Exception:

@@ -176,3 +176,16 @@ async def test_an_attempt_at_a_name_is_no_rival_of_its_own_address() -> None:
         session = await dialler.connect(Ticket(acceptor.peer_id, (address,)))
         attempts = session.paths[0].origin.attempts
         assert all("localhost" not in attempt.address for attempt in attempts)
+
+
+async def test_a_replacement_does_not_wait_behind_an_upgrade() -> None:
+    """An upgrade tries QUIC alone, for as long as a dial may take; TCP has to be tried meanwhile if it is needed."""
+    config = Config(listen=LOOPBACK, resume_timeout=10)
+    async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
+        Weather(acceptor, dialler).udp_blocked = True
+        session = await dialler.connect(ticket(acceptor))
+        task = dialler._peers[acceptor.peer_id].dialler
+        await until(lambda: task._race is not None and task._step == "upgrade")
+        for connection in connections(dialler, acceptor.peer_id):
+            connection.abort()
+        await until(lambda: [(path.transport, path.origin.purpose) for path in session.paths] == [("tcp", "replace")])

@@ -137,3 +137,14 @@ def test_timers_always_come_to_rest_and_no_live_connection_dies(steps: list[tupl
                 assert verdict is not Verdict.DEAD or at >= heard + 29.99
         else:
             watched.liveness.outstanding(step == "waiting", now)
+
+
+def test_a_transfer_that_stops_is_asked_about_soon_and_once() -> None:
+    """Whoever only receives has nothing outstanding; were it never to ask, it would wait for the keepalive."""
+    watched = Watched()
+    watched.progress = Progress(5.0, 0.1, received=64 * 1024)
+    watched.liveness.sent(4.9)
+    assert watched.run(6.1) == [(6.0, Verdict.KEEPALIVE)]
+    watched.hear(6.01)
+    watched.progress = Progress(6.01, 0.1, received=64 * 1024 + 100)
+    assert watched.run(21.1) == [(21.01, Verdict.KEEPALIVE)]

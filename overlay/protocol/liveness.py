@@ -18,6 +18,11 @@ UNKNOWN_RTT_SILENCE: Final = 3.0
 LAG: Final = 0.1
 """A timer this late means that our loop did not run."""
 MAX_FALSE_ALARMS: Final = 5
+BUSY: Final = 64 * 1024
+"""Bytes that have come since the last PING, from which on it is a transfer."""
+QUIET: Final = 1.0
+"""After so many seconds without the next byte of a transfer, ask. Whoever only receives has nothing outstanding that
+could fail to come back; but it may be the one that has moved, and the only one that can dial."""
 RECHECK: Final = 0.25
 """How often a suspect is asked whether its transport has seen progress."""
 
@@ -30,6 +35,8 @@ class Progress:
     """Until when all is known to be well: see `last_progress` of a transport's connection."""
     probe_timeout: float | None
     """The transport's PTO, in seconds; None before the first sample."""
+    received: int = 0
+    """Bytes that have come, of frames and streams."""
 
 
 class Verdict(Enum):
@@ -41,7 +48,7 @@ class Verdict(Enum):
     RECOVERED = "recovered"
     """It was suspect, and lives."""
     KEEPALIVE = "keepalive"
-    """Idle for so long that a PING is due."""
+    """Idle for so long, or quiet so soon after a transfer, that a PING is due."""
     DEAD = "dead"
     """Silent for the whole idle time."""
 
@@ -67,6 +74,7 @@ class Liveness:
         self._false_alarms = 0
         self._excused = False
         self._suspected_at = 0.0
+        self._received = 0
         self._check_at = now + keepalive
 
     @property
@@ -120,11 +128,14 @@ class Liveness:
             return Verdict.RECOVERED
         waiting = [since for since in (self._outstanding_since, self._sent_since) if since is not None]
         if not waiting:
-            if now >= progress.at + self._keepalive:
-                self._check_at = now + MINIMUM_SILENCE
-                return Verdict.KEEPALIVE
-            self._check_at = progress.at + self._keepalive
-            return Verdict.FINE
+            busy = progress.received - self._received >= BUSY
+            ask_at = progress.at + (QUIET if busy else self._keepalive)
+            if now < ask_at:
+                self._check_at = ask_at
+                return Verdict.FINE
+            self._received = progress.received
+            self._check_at = now + MINIMUM_SILENCE
+            return Verdict.KEEPALIVE
         silent_since = max(progress.at, min(waiting))
         if now >= silent_since + self._idle_timeout:
             self._check_at = now + self._idle_timeout

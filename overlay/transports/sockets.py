@@ -26,10 +26,10 @@ _BACKLOG = 128
 _PORT_ATTEMPTS = 16
 """A port that is free for one protocol is rarely taken for the other; 16 times
 in a row, something else is wrong."""
-_TCP_INFO = struct.Struct("=8xI12xI24xII8xI120xI")
-"""The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: eight bytes of states,
-tcpi_rto (us) at 8, tcpi_unacked (segments) at 24, tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56,
-tcpi_rtt (us) at 68, tcpi_delivered (segments) at 192, since Linux 4.18."""
+_TCP_INFO = struct.Struct("=24xI24xII8xII116xI")
+"""The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: tcpi_unacked (segments) at 24,
+tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56, tcpi_rtt and tcpi_rttvar (us) at 68 and 72,
+tcpi_delivered (segments) at 192, since Linux 4.18."""
 _TCP_INFO_SIZE = _TCP_INFO.size
 _LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
@@ -140,13 +140,14 @@ def tune_tcp(sock: socket.socket) -> None:
 class TcpInfo:
     """What the kernel knows about a TCP connection; times in seconds."""
 
-    retransmission_timeout: float
     since_data: float
     """Since data came."""
     since_ack: float
     """Since an acknowledgement came."""
     rtt: float
     """Smoothed (RFC 6298)."""
+    variance: float
+    """Of the round-trip time."""
     unacknowledged: int
     """Segments on their way."""
     delivered: int
@@ -163,8 +164,8 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         return None
     if len(raw) < _TCP_INFO_SIZE:
         return None
-    timeout, unacknowledged, since_data, since_ack, rtt, delivered = _TCP_INFO.unpack(raw)
-    return TcpInfo(timeout / 1e6, since_data / 1e3, since_ack / 1e3, rtt / 1e6, unacknowledged, delivered)
+    unacknowledged, since_data, since_ack, rtt, variance, delivered = _TCP_INFO.unpack(raw)
+    return TcpInfo(since_data / 1e3, since_ack / 1e3, rtt / 1e6, variance / 1e6, unacknowledged, delivered)
 
 
 def _parse(text: str, interface: str | None) -> _Entry:

@@ -64,6 +64,8 @@ _SLICE = 4 * 1024
 """Bytes that are parsed before the clock is looked at, beside the rest of a STREAM frame: up to 2,048 frames."""
 _GOODBYE = 2.0
 """Seconds to wait for the peer to hang up after our CLOSE: it has to travel there, and a FIN back."""
+_MINIMUM_TIMEOUT = 0.2
+"""Seconds: what Linux adds to the round-trip time at least, as an acknowledgement may be delayed."""
 _RECORD_OVERHEAD = 64
 """Bytes that a TLS record adds at most: header 5, content type 1, tag 16; the rest is room for a key update."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -154,9 +156,12 @@ class TcpConnection(Connection):
 
     @property
     def probe_timeout(self) -> float | None:
-        """The kernel's retransmission timeout in seconds, which plays the part of QUIC's PTO."""
+        """TCP's retransmission timeout in seconds (RFC 6298), which plays the part of QUIC's PTO.
+
+        Without the backoff that the kernel's own value has: that one grows as fast as the silence that it is to judge.
+        """
         info = tcp_info(self._sock)
-        return info.retransmission_timeout if info is not None else None
+        return None if info is None or not info.rtt else info.rtt + max(4 * info.variance, _MINIMUM_TIMEOUT)
 
     def last_progress(self) -> float:
         """See `Connection.last_progress`; as exact as it is asked often.
