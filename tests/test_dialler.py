@@ -40,7 +40,7 @@ async def test_a_session_closed_during_an_upgrade_does_not_come_back() -> None:
         session = await dialler.connect(ticket(acceptor))
         assert [path.transport for path in session.paths] == ["tcp"]
         task = dialler._peers[acceptor.peer_id].dialler
-        await until(lambda: task._race is not None and task._step == "upgrade")
+        await until(lambda: task._step == "upgrade" and task._race is not None and bool(task._race._running))
         await session.aclose()
         weather.udp_blocked = False
         await until(lambda: not dialler._peers and not acceptor._peers)
@@ -55,7 +55,7 @@ async def test_connect_does_not_wait_behind_an_upgrade() -> None:
         Weather(acceptor, dialler).udp_blocked = True
         session = await dialler.connect(ticket(acceptor))
         task = dialler._peers[acceptor.peer_id].dialler
-        await until(lambda: task._race is not None and task._step == "upgrade")
+        await until(lambda: task._step == "upgrade" and task._race is not None and bool(task._race._running))
         await session.aclose()
         again = await dialler.connect(ticket(acceptor), timeout=10)
         assert [path.transport for path in again.paths] == ["tcp"]
@@ -185,7 +185,7 @@ async def test_a_replacement_does_not_wait_behind_an_upgrade() -> None:
         Weather(acceptor, dialler).udp_blocked = True
         session = await dialler.connect(ticket(acceptor))
         task = dialler._peers[acceptor.peer_id].dialler
-        await until(lambda: task._race is not None and task._step == "upgrade")
+        await until(lambda: task._step == "upgrade" and task._race is not None and bool(task._race._running))
         for connection in connections(dialler, acceptor.peer_id):
             connection.abort()
         await until(lambda: [(path.transport, path.origin.purpose) for path in session.paths] == [("tcp", "replace")])
