@@ -47,7 +47,7 @@ logger = logging.getLogger("overlay")
 MAX_ADDRESSES: Final = 64
 RESOLVE_TIMEOUT: Final = 5.0
 REPLACE_FIRST: Final = 0.25
-REPLACE_CAP: Final = 8.0
+REPLACE_CAP: Final = 4.0
 """A session lingers for two minutes: much longer pauses would waste most of its chances."""
 UPGRADE_FIRST: Final = 1.0
 UPGRADE_CAP: Final = 60.0

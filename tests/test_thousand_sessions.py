@@ -81,6 +81,7 @@ async def test_a_thousand_sessions_leave_nothing_and_the_next_thousand_need_no_m
             assert second <= 1.1 * first
             await until(lambda: left() == before)
             gc.collect()
-            assert tracemalloc.get_traced_memory()[0] <= 1.1 * at_rest
+            # A table that has grown once more costs 40 KB; an object left by each session costs more than that.
+            assert tracemalloc.get_traced_memory()[0] <= at_rest + 100 * COUNT
         finally:
             tracemalloc.stop()

@@ -103,6 +103,13 @@ def _filtered() -> Iterator[Scenario]:
         ("every packet of QUIC dropped", QUIC_FLOWS),
     ):
         yield Scenario(name=name, wrong=_internet(firewall), first=("tcp",), tried=("quic://",))
+    yield Scenario(
+        name="all UDP blocked, 100 ms round trip",
+        plan=_with("wan_b", impairment=Impairment(delay=0.05)),
+        wrong=_internet(Firewall.UDP_BLOCKED),
+        first=("tcp",),
+        tried=("quic://",),
+    )
     yield Scenario(name="TCP blocked", wrong=_internet(Firewall.TCP_BLOCKED))
     yield Scenario(name="TCP reset", wrong=_internet(Firewall.TCP_RESET))
     yield unreachable("UDP and TCP blocked", wrong=_internet(Firewall.UDP_BLOCKED, Firewall.TCP_BLOCKED))
@@ -131,7 +138,7 @@ def _families() -> Iterator[Scenario]:
     six, dual = Plan(families=(6,)), Plan(families=(4, 6))
     yield Scenario(name="IPv6 only", plan=six)
     yield Scenario(name="IPv6 only, all UDP blocked", plan=six, wrong=_internet(Firewall.UDP_BLOCKED), first=("tcp",))
-    yield Scenario(name="IPv4 only at a", plan=Plan(families=(4,)))
+    yield Scenario(name="IPv4 only at a, b has both", plan=dual, wrong=_without_ipv6, tried=("quic://[",))
     yield Scenario(name="IPv4 and IPv6", plan=dual)
     broken = _internet(Firewall.IPV6_BLACK_HOLE)
     yield Scenario(name="IPv6 advertised and black-holed", plan=dual, wrong=broken, tried=("quic://[",))
@@ -232,6 +239,10 @@ def _lose_udp(site: Site, side: Side) -> None:
     interface = site.links[f"wan_{side}"].interface(site.internet)
     rule = f'iifname "{interface}" meta l4proto udp drop'
     site.internet.set_firewall(Firewall("UDP_ONE_WAY", f"UDP from {side} vanishes.", (rule,)))
+
+
+def _without_ipv6(site: Site) -> None:
+    site.hosts["a"].sysctl("net/ipv6/conf/all/disable_ipv6", 1)
 
 
 def _shrink(site: Site) -> None:
