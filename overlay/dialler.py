@@ -244,8 +244,10 @@ class Dialler:
             for failure in race.failures:
                 logger.debug("%s: %s", self._peer.peer_id.short, failure)
 
-    async def _attempt(self, session: "Session | None", one: Try, named: Try | None = None) -> Connection:
-        """Try one address, which `named`, a name's attempt, has led to."""
+    async def _attempt(
+        self, session: "Session | None", one: Try, name: "tuple[Try, Race[Connection]] | None" = None
+    ) -> Connection:
+        """Try one address; if it was found behind a name, that name's attempt and its race are given."""
         if not one.address.is_literal and one.address.transport != "memory":
             return await self._attempt_name(session, one)
         self._check_allowed(one.address)
@@ -253,7 +255,7 @@ class Dialler:
         connection = await transport.dial(one.address, self._peer.peer_id, self._peer)
         try:
             one.stage = "hello"
-            accepted = self._peer.dialled(connection, session, partial(self._origin, named or one))
+            accepted = self._peer.dialled(connection, session, partial(self._origin, one, name))
             self._proven = True
             self._signal()
             await accepted
@@ -271,7 +273,9 @@ class Dialler:
         one.stage = "connect"
         transport = one.address.transport or ""
         hosts = [Address.from_sockaddr(transport, info[4]) for info in found]
-        race = Race(self._plan(hosts), partial(self._attempt, session, named=one), self._discard)
+        race: Race[Connection] = Race(
+            self._plan(hosts), lambda found: self._attempt(session, found, (one, race)), self._discard
+        )
         won = await race.run()
         if won is None:
             if self._race is not None:
@@ -288,15 +292,17 @@ class Dialler:
 
     # ---------------------------------------------------------------- helpers
 
-    def _origin(self, one: Try) -> Origin:
+    def _origin(self, one: Try, name: "tuple[Try, Race[Connection]] | None") -> Origin:
         """Why it was this attempt that worked."""
         if self._race is None or self._step is None:
             return Origin("connect")
         seconds = asyncio.get_running_loop().time() - self._race.began
-        attempts = self._race.report(but=one)
+        if name is None:
+            attempts = self._race.report(but=one)
+        else:
+            attempts = self._race.report(but=name[0]) + name[1].report(but=one)
         for attempt in attempts:
-            # A path may live for months, and tracebacks keep everything alive that they have seen.
-            attempt.cause.with_traceback(None)
+            _forget_frames(attempt.cause)
         return Origin(self._step, seconds, tuple(attempts))
 
     def _candidates(self, transport: str | None = None) -> list[Address]:
@@ -357,3 +363,12 @@ class Dialler:
         for signal in self._signals:
             if not signal.done():
                 signal.set_result(None)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error and all behind it: a path may live for months, and they keep what they saw."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

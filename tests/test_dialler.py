@@ -169,13 +169,25 @@ async def test_a_path_says_why_it_is_this_one() -> None:
         await until(lambda: bool(session.paths) and session.paths[0].origin.purpose == "replace")
 
 
-async def test_an_attempt_at_a_name_is_no_rival_of_its_own_address() -> None:
+async def test_a_path_behind_a_name_tells_what_else_the_name_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name itself is no rival of its own address; and what is kept of failures keeps no frames alive."""
     config = Config(listen=LOOPBACK, transports=("tcp",))
     async with Endpoint(Identity.generate(), config) as acceptor, Endpoint(Identity.generate(), config) as dialler:
-        address = Address("tcp", "localhost", acceptor.addresses[0].port)
-        session = await dialler.connect(Ticket(acceptor.peer_id, (address,)))
-        attempts = session.paths[0].origin.attempts
-        assert all("localhost" not in attempt.address for attempt in attempts)
+        here = acceptor.addresses[0]
+        with socket.socket() as closed, black_hole() as hole:
+            closed.bind(("127.0.0.1", 0))
+
+            async def lookup(*_: object, **__: object) -> list[tuple[object, ...]]:
+                found = (closed.getsockname(), ("127.0.0.1", hole.port), ("127.0.0.1", here.port))
+                return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", one) for one in found]
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+            target = Ticket(acceptor.peer_id, (Address("tcp", "peer.example", 9330),))
+            session = await dialler.connect(target)
+            refused, pending = sorted(session.paths[0].origin.attempts, key=lambda one: str(one.cause))
+        assert isinstance(refused.cause, ConnectionRefusedError)
+        assert refused.cause.__traceback__ is None
+        assert (pending.address, pending.stage) == (f"tcp://127.0.0.1:{hole.port}", "connect")
 
 
 async def test_a_replacement_does_not_wait_behind_an_upgrade() -> None:

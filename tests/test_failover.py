@@ -73,6 +73,23 @@ async def test_a_path_that_loses_in_one_direction_only_is_left() -> None:
         assert swallowed
 
 
+async def test_who_only_reads_a_trickle_notices_that_it_has_ended() -> None:
+    """It sends nothing but credit; were that taken for progress, only the keepalive would find out."""
+    async with pair("quic", keepalive=100, idle_timeout=300) as it, it.streams() as (ours, theirs):
+
+        async def trickle() -> None:
+            while True:
+                await theirs.write(b"x" * 200)
+                await ours.readexactly(200)
+                await asyncio.sleep(0.02)
+
+        writing = asyncio.ensure_future(trickle())
+        await until(lambda: it.session.paths[0].bytes_received > 2000)
+        Weather(it.dialler, it.acceptor).udp_blocked = True
+        await until(lambda: it.session.paths[0].suspect)
+        writing.cancel()
+
+
 @pytest.mark.parametrize("transports", [("tcp",), ("quic",), ("quic", "tcp"), ("memory",)])
 async def test_connections_are_aborted_again_and_again_under_a_transfer(transports: tuple[str, ...]) -> None:
     sent = os.urandom(4 * MiB)

@@ -43,20 +43,12 @@ def test_the_window_does_not_grow_while_it_is_idle() -> None:
     assert _rounds(20, 1000) < 60 * 1200
 
 
-def test_it_knows_since_when_nothing_is_acknowledged() -> None:
+def test_only_an_acknowledgement_is_one() -> None:
     control = ApplicationLimitedReno(max_datagram_size=1200)
-    first, second, probe = (_packet(1200, at) for at in (1.0, 1.1, 2.0))
-    assert control.waiting_since is None
-    control.on_packet_sent(packet=first)
-    control.on_packet_sent(packet=second)
-    assert control.waiting_since == 1.0
-    control.on_packet_acked(now=1.3, packet=first)
-    assert control.waiting_since == 1.3, "one is still under way, but all was well until now"
-    control.on_packets_lost(now=2.0, packets=[second])
-    control.on_packet_sent(packet=probe)
-    assert control.waiting_since == 1.3, "a probe is no answer"
-    control.on_packet_acked(now=2.1, packet=probe)
-    assert control.waiting_since is None
+    first, probe = _packet(1200, 1.0), _packet(1200, 2.0)
     control.on_packet_sent(packet=first)
     control.on_packets_expired(packets=[first])
-    assert control.waiting_since is None
+    control.on_packet_sent(packet=probe)
+    assert control.last_acknowledged == 0.0
+    control.on_packet_acked(now=2.1, packet=probe)
+    assert control.last_acknowledged == 2.1

@@ -303,6 +303,12 @@ async def test_only_a_packet_that_decrypts_counts_as_a_sign_of_life() -> None:
         udp.deliver(stranger.packet((0x01, b""), (0x00, bytes(100))))
         assert engine.last_heard > before
         assert connection.last_progress() == progress, "our frame is not acknowledged"
+        for _ in range(4):
+            timer = engine.get_timer()
+            assert timer is not None
+            engine.handle_timer(timer)
+            assert engine.datagrams_to_send(timer)
+        assert connection.last_progress() == progress, "a probe is no answer"
 
 
 async def test_a_path_that_works_again_does_not_sit_out_the_backoff() -> None:

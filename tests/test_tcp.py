@@ -20,7 +20,7 @@ from overlay.protocol.gate import HandshakeGate
 from overlay.testing import connections, exchange, pair
 from overlay.transports import tcp_connection
 from overlay.transports.base import Accepted, ClosedBy, CloseReason, Connection, Role
-from overlay.transports.sockets import bind, tcp_info
+from overlay.transports.sockets import TcpInfo, bind, tcp_info
 from overlay.transports.tcp import TcpTransport
 from overlay.transports.tcp_connection import TcpConnection
 
@@ -515,36 +515,49 @@ async def test_a_loop_that_has_dropped_the_socket_ends_that_connection_only() ->
         assert ours.is_closed
 
 
-async def test_a_host_that_connects_and_never_answers_is_tried_with_small_segments(
+@asynccontextmanager
+async def slow_relay(target: Address, seconds: float) -> AsyncIterator[tuple[Address, list[int]]]:
+    """Takes connections at once and hands on what comes only after `seconds`; and the segment size of each."""
+    segments: list[int] = []
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(4096):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        segments.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+        await asyncio.sleep(seconds)
+        there, back = await asyncio.open_connection(target.host, target.port)
+        pipes.create_task(pipe(reader, back))
+        pipes.create_task(pipe(there, writer))
+
+    async with asyncio.TaskGroup() as pipes, await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+        yield Address("tcp", "127.0.0.1", server.sockets[0].getsockname()[1]), segments
+
+
+async def test_a_host_whose_kernel_does_not_acknowledge_is_tried_with_small_segments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As behind a link that drops what is too big without a word; the next dial begins with small ones."""
     monkeypatch.setattr("overlay.transports.tcp._SMALL_AFTER", 0.05)
-    segments: list[int] = []
-    async with node() as dialler, node() as acceptor, asyncio.TaskGroup() as pipes:
-
-        async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(ConnectionError):
-                while data := await reader.read(4096):
-                    writer.write(data)
-                    await writer.drain()
-            writer.close()
-
-        async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            segments.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
-            if len(segments) == 1:
-                await reader.read()
-                writer.close()
-                return
-            there, back = await asyncio.open_connection(acceptor.address.host, acceptor.address.port)
-            pipes.create_task(pipe(reader, back))
-            pipes.create_task(pipe(there, writer))
-
-        async with await asyncio.start_server(meet, "127.0.0.1", 0) as relay:
-            address = Address("tcp", "127.0.0.1", relay.sockets[0].getsockname()[1])
-            for _ in range(2):
-                connection = await dialler.transport.dial(address, acceptor.identity.peer_id, dialler.handler)
-                await acceptor.accepted.get()
-                connection.abort()
+    lost = TcpInfo(since_data=0, since_ack=0, rtt=0.01, variance=0, unacknowledged=1, delivered=1)
+    monkeypatch.setattr("overlay.transports.tcp.tcp_info", lambda _: lost)
+    async with node() as dialler, node() as acceptor, slow_relay(acceptor.address, 0.3) as (address, segments):
+        for _ in range(2):
+            connection = await dialler.transport.dial(address, acceptor.identity.peer_id, dialler.handler)
+            await acceptor.accepted.get()
+            connection.abort()
     assert segments[0] > 1220
     assert len(segments) == 3 and max(segments[1:]) <= 1220
+
+
+async def test_a_host_that_is_only_slow_is_dialled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overlay.transports.tcp._SMALL_AFTER", 0.05)
+    async with node() as dialler, node() as acceptor, slow_relay(acceptor.address, 0.3) as (address, segments):
+        connection = await dialler.transport.dial(address, acceptor.identity.peer_id, dialler.handler)
+        connection.abort()
+    assert len(segments) == 1
+    assert not dialler.transport._small_until

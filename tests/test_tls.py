@@ -509,3 +509,10 @@ def test_a_finding_never_passes_into_c() -> None:
     assert not judge.accepts(broken, broken, 0)  # type: ignore[arg-type]
     assert isinstance(judge.finding, HandshakeError)
     assert isinstance(judge.finding.__cause__, ValueError)
+
+
+def test_our_first_message_fills_a_segment() -> None:
+    """That is how TCP finds out that a link drops what is too big: see the head of `transports/tcp.py`."""
+    handshake = tls.Profile(Identity.generate(), ALPN).handshake(Role.DIALER, Identity.generate().peer_id)
+    handshake.receive_data(b"")
+    assert len(handshake.data_to_send()) > 1300

@@ -32,7 +32,7 @@ class Progress:
     """What a transport knows of the other end."""
 
     at: float
-    """Until when all is known to be well: see `last_progress` of a transport's connection."""
+    """When the peer last showed that it hears us: see `last_progress` of a transport's connection."""
     probe_timeout: float | None
     """The transport's PTO, in seconds; None before the first sample."""
     received: int = 0

@@ -138,11 +138,11 @@ class Connection(ABC):
 
     @abstractmethod
     def last_progress(self) -> float:
-        """Until when, by `time.monotonic`, everything is known to be well.
+        """When the peer last showed, by `time.monotonic`, that it is there and hears us.
 
-        While the transport waits for acknowledgements: when the last one came, or the oldest unacknowledged byte left
-        if that is later. Otherwise, when anything came. To be heard is not enough while something of ours is under
-        way: a network may lose in one direction only.
+        While something of ours is under way: when the last acknowledgement came, however long ago that is. Otherwise,
+        when anything came. Never when something left: sending is no progress. And to be heard is not enough while
+        something is under way: a network may lose in one direction only.
         """
 
     @abstractmethod

@@ -204,8 +204,9 @@ class Engine(QuicConnection):
 
         Who is heard need not hear us: a network may lose packets in one direction only.
         """
-        waiting_since = cast("ApplicationLimitedReno", self._loss._cc).waiting_since
-        return self.last_heard if waiting_since is None else waiting_since
+        if not self._loss.bytes_in_flight:
+            return self.last_heard
+        return cast("ApplicationLimitedReno", self._loss._cc).last_acknowledged
 
     @property
     def max_datagram(self) -> int:

@@ -1,6 +1,5 @@
 """Congestion control for QUIC, registered with aioquic under the name OVERLAY."""
 
-from collections.abc import Iterable
 from typing import Final
 
 from aioquic.quic.congestion.base import register_congestion_control
@@ -24,15 +23,12 @@ class ApplicationLimitedReno(RenoCongestionControl):
         self._peak = 0
         self._last_peak = 0
         self._rtt = 0.0
-        self.waiting_since: float | None = None
-        """The last acknowledgement, or what was sent first after it, while something is under way; otherwise None.
-        aioquic itself forgets when a packet left as soon as its probe has left."""
+        self.last_acknowledged = 0.0
+        """When the peer last acknowledged a packet."""
 
     def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
         """Note how full the window is."""
         super().on_packet_sent(packet=packet)
-        if self.waiting_since is None:
-            self.waiting_since = packet.sent_time
         self._peak = max(self._peak, self.bytes_in_flight)
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
@@ -42,15 +38,9 @@ class ApplicationLimitedReno(RenoCongestionControl):
             self._last_peak, self._peak = self._peak, self.bytes_in_flight
         window = self.congestion_window
         super().on_packet_acked(now=now, packet=packet)
-        self.waiting_since = now if self.bytes_in_flight else None
+        self.last_acknowledged = now
         if window > 2 * max(self._peak, self._last_peak):
             self.congestion_window = min(window, self.congestion_window)
-
-    def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
-        """Nothing of a finished handshake is waited for."""
-        super().on_packets_expired(packets=packets)
-        if not self.bytes_in_flight:
-            self.waiting_since = None
 
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         """Note how long a round trip takes."""

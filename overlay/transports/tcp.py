@@ -7,8 +7,9 @@ A handshake (`_Opening`) owns the socket until the peer is known; only then ther
 anybody else hears of it.
 
 Some networks carry less than they say and drop what is too big without a word (RFC 2923 section 2.1). There a
-connection comes up and then nothing gets through. Our first message fills a segment, so it finds out: a dial that is
-connected and hears nothing is made again with small segments, and the host is remembered.
+connection comes up and then nothing gets through. Our first message fills a segment, as OpenSSL offers a post-quantum
+key share, so it finds out: when it is not acknowledged, the dial is made again with small segments, and the host is
+remembered. A host that is only slow has acknowledged it: its kernel does that.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
 from overlay.transports import tls
 from overlay.transports.base import Accepted, CloseReason, Connection, ConnectionHandler, Role, Transport
-from overlay.transports.sockets import dial_tcp_socket, tune_tcp
+from overlay.transports.sockets import dial_tcp_socket, tcp_info, tune_tcp
 from overlay.transports.tcp_connection import RECEIVE, TcpConnection
 
 ALPN = b"overlay-tcp/1"
@@ -43,7 +44,7 @@ _UNTOUCHED = 16 * 1024 * 1024
 _SMALL_SEGMENT = 1220
 """Bytes: with both headers no more than 1280, which every link that knows IPv6 carries (RFC 8200 section 5)."""
 _SMALL_AFTER = 1.5
-"""Seconds from being connected without an answer to our first message, and 4 times as long as connecting took."""
+"""Seconds after which our first message should be acknowledged; at least 4 times as long as connecting took."""
 _SMALL_FOR = 600.0
 """Seconds; then large ones are tried again, as RFC 4821 section 7.7 recommends."""
 _MAX_SMALL = 256
@@ -211,12 +212,22 @@ class TcpTransport(Transport):
             return await self._secure(await self._connect(address, _SMALL_SEGMENT), address, peer_id, handler)
         sock = await self._connect(address)
         try:
-            async with asyncio.timeout(max(_SMALL_AFTER, 4 * (loop.time() - began))) as patience:
-                return await self._secure(sock, address, peer_id, handler)
+            async with asyncio.timeout(None) as patience:
+
+                def judge() -> None:
+                    info = tcp_info(sock)
+                    if info is not None and info.unacknowledged:
+                        patience.reschedule(loop.time())
+
+                check = loop.call_later(max(_SMALL_AFTER, 4 * (loop.time() - began)), judge)
+                try:
+                    return await self._secure(sock, address, peer_id, handler)
+                finally:
+                    check.cancel()
         except TimeoutError:
             if not patience.expired():
                 raise
-        _LOG.debug("%s is connected and does not answer: trying small segments", address)
+        _LOG.debug("%s is connected and does not acknowledge: trying small segments", address)
         connection = await self._secure(await self._connect(address, _SMALL_SEGMENT), address, peer_id, handler)
         self._small_until[address.host] = loop.time() + _SMALL_FOR
         while len(self._small_until) > _MAX_SMALL:
