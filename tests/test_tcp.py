@@ -538,12 +538,13 @@ async def slow_relay(target: Address, seconds: float) -> AsyncIterator[tuple[Add
         yield Address("tcp", "127.0.0.1", server.sockets[0].getsockname()[1]), segments
 
 
-async def test_a_host_whose_kernel_does_not_acknowledge_is_tried_with_small_segments(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("unacknowledged", "out_of_order"), [(1, 0), (0, 1)])
+async def test_when_what_fills_a_segment_does_not_arrive_small_ones_are_tried(
+    monkeypatch: pytest.MonkeyPatch, unacknowledged: int, out_of_order: int
 ) -> None:
     """As behind a link that drops what is too big without a word; the next dial begins with small ones."""
     monkeypatch.setattr("overlay.transports.tcp._SMALL_AFTER", 0.05)
-    lost = TcpInfo(since_data=0, since_ack=0, rtt=0.01, variance=0, unacknowledged=1, delivered=1)
+    lost = TcpInfo(0, 0, 0.01, 0, unacknowledged=unacknowledged, delivered=1, received=0, out_of_order=out_of_order)
     monkeypatch.setattr("overlay.transports.tcp.tcp_info", lambda _: lost)
     async with node() as dialler, node() as acceptor, slow_relay(acceptor.address, 0.3) as (address, segments):
         for _ in range(2):

@@ -26,10 +26,10 @@ _BACKLOG = 128
 _PORT_ATTEMPTS = 16
 """A port that is free for one protocol is rarely taken for the other; 16 times
 in a row, something else is wrong."""
-_TCP_INFO = struct.Struct("=24xI24xII8xII116xI")
+_TCP_INFO = struct.Struct("=24xI24xII8xII52xQ56xI28xI")
 """The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: tcpi_unacked (segments) at 24,
 tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56, tcpi_rtt and tcpi_rttvar (us) at 68 and 72,
-tcpi_delivered (segments) at 192, since Linux 4.18."""
+tcpi_bytes_received at 128, tcpi_delivered (segments) at 192, tcpi_rcv_ooopack at 224, since Linux 5.4."""
 _TCP_INFO_SIZE = _TCP_INFO.size
 _LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
@@ -152,6 +152,10 @@ class TcpInfo:
     """Segments on their way."""
     delivered: int
     """Segments that have been acknowledged so far, selectively too; counts modulo 2**32."""
+    received: int
+    """Bytes that have come in order."""
+    out_of_order: int
+    """Segments that came before one that is missing."""
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
@@ -164,8 +168,17 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         return None
     if len(raw) < _TCP_INFO_SIZE:
         return None
-    unacknowledged, since_data, since_ack, rtt, variance, delivered = _TCP_INFO.unpack(raw)
-    return TcpInfo(since_data / 1e3, since_ack / 1e3, rtt / 1e6, variance / 1e6, unacknowledged, delivered)
+    unacknowledged, since_data, since_ack, rtt, variance, received, delivered, out_of_order = _TCP_INFO.unpack(raw)
+    return TcpInfo(
+        since_data=since_data / 1e3,
+        since_ack=since_ack / 1e3,
+        rtt=rtt / 1e6,
+        variance=variance / 1e6,
+        unacknowledged=unacknowledged,
+        delivered=delivered,
+        received=received,
+        out_of_order=out_of_order,
+    )
 
 
 def _parse(text: str, interface: str | None) -> _Entry:

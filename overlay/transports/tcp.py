@@ -7,9 +7,10 @@ A handshake (`_Opening`) owns the socket until the peer is known; only then ther
 anybody else hears of it.
 
 Some networks carry less than they say and drop what is too big without a word (RFC 2923 section 2.1). There a
-connection comes up and then nothing gets through. Our first message fills a segment, as OpenSSL offers a post-quantum
-key share, so it finds out: when it is not acknowledged, the dial is made again with small segments, and the host is
-remembered. A host that is only slow has acknowledged it: its kernel does that.
+connection comes up and then nothing gets through. The first messages of both sides fill a segment, as OpenSSL offers
+and answers a post-quantum key share, so they find out: when ours is not acknowledged, or of the peer's only the end has
+come, the dial is made again with small segments, and the host is remembered. A host that is only slow has
+acknowledged: its kernel does that.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
 from overlay.transports import tls
 from overlay.transports.base import Accepted, CloseReason, Connection, ConnectionHandler, Role, Transport
-from overlay.transports.sockets import dial_tcp_socket, tcp_info, tune_tcp
+from overlay.transports.sockets import TcpInfo, dial_tcp_socket, tcp_info, tune_tcp
 from overlay.transports.tcp_connection import RECEIVE, TcpConnection
 
 ALPN = b"overlay-tcp/1"
@@ -216,7 +217,7 @@ class TcpTransport(Transport):
 
                 def judge() -> None:
                     info = tcp_info(sock)
-                    if info is not None and info.unacknowledged:
+                    if info is not None and _too_big(info):
                         patience.reschedule(loop.time())
 
                 check = loop.call_later(max(_SMALL_AFTER, 4 * (loop.time() - began)), judge)
@@ -404,6 +405,11 @@ class TcpTransport(Transport):
         except Exception:  # noqa: BLE001 - a bug in admission ends one connection, and is logged
             _LOG.exception("admission of %s at %s failed", peer, remote)
             connection.close(CloseCode.INTERNAL_ERROR)
+
+
+def _too_big(info: TcpInfo) -> bool:
+    """Whether what is missing of a handshake that stands still is what fills a segment."""
+    return info.unacknowledged > 0 or (info.out_of_order > 0 and not info.received)
 
 
 def _closing() -> OSError:

@@ -16,7 +16,8 @@ tools; `missing()` says which. Read `network.py` first, then `nodes.py`, `links.
 
 from lab.firewall import Firewall
 from lab.impairment import Impairment
-from lab.kernel import LabError, sweep
+from lab.kernel import LabError
+from lab.leftovers import sweep
 from lab.links import Link
 from lab.nat import Nat
 from lab.network import Network

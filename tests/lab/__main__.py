@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -19,7 +19,10 @@ from lab.report import table  # noqa: E402
 from lab.scenarios import Scenario, scenarios  # noqa: E402
 from lab.topology import Site  # noqa: E402
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+# Typer brings its own copy of click; the base of its usage errors has no public name there.
+CLICK_ERROR: Final[type[BaseException]] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 Names = Annotated[list[str] | None, typer.Argument(help="Parts of scenarios' names; none: all of them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -95,6 +98,10 @@ def main() -> int:
         return 130
     except LabError as error:
         sys.stderr.write("".join(f"lab: {line}\n" for line in str(error).splitlines()))
+        return 2
+    except CLICK_ERROR as error:
+        usage: Any = error
+        sys.stderr.write(f"lab: {usage.format_message().rstrip('.')}; `python tests/lab --help` shows what there is\n")
         return 2
 
 

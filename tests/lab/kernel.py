@@ -1,17 +1,13 @@
 """Network namespaces: made, entered, listed and deleted with the kernel's own calls.
 
 A namespace is a file below `/run/netns` on which the kernel's namespace is mounted, as `ip netns` does it, so that
-`ip -n NAME ...` works on it. The name says whose it is, `overlay-lab-{pid}-{start time}-{number}-{node}`: a process
-number alone can come back, together with the start time it cannot. So what a killed run has left behind can be told
-from what a living one uses, and `sweep` needs no memory.
-
-Namespaces are made here and not by `ip netns add`: a tool that outlived its killed parent would go on making them.
+`ip -n NAME ...` works on it; whose it is, its name says, see `leftovers.py`. They are made here and not by
+`ip netns add`: a tool that outlived its killed parent would go on making them.
 """
 
 import ctypes
 import errno
 import os
-import re
 import signal
 import subprocess
 import time
@@ -27,24 +23,12 @@ CLONE_NEWNET = 0x40000000
 MS_BIND = 0x1000
 MNT_DETACH = 2
 HERE = "/proc/thread-self/ns/net"
-OWNED = re.compile(r"overlay-lab-(\d+)-(\d+)-")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LabError(RuntimeError):
     """The lab could not do what it was asked for; the text says what, and what to do next."""
-
-
-def namespace_name(number: int, node: str) -> str:
-    """The name of a namespace of this process.
-
-    Args:
-        number: of the network, unique in this process.
-        node: the node's name in that network.
-    """
-    _, started = _state_and_start(os.getpid())
-    return f"overlay-lab-{os.getpid()}-{started}-{number}-{node}"
 
 
 def create(namespace: str) -> None:
@@ -146,25 +130,6 @@ def end_processes_inside(namespaces: Sequence[str]) -> None:
     wait_until(none_left, f"processes in {', '.join(namespaces)} to end")
 
 
-def left_by_the_dead() -> list[str]:
-    """The namespaces whose process has ended without deleting them."""
-    owners = {path.name: OWNED.match(path.name) for path in NAMESPACES.glob("overlay-lab-*")}
-    return sorted(name for name, owner in owners.items() if owner and not _alive(int(owner[1]), int(owner[2])))
-
-
-def sweep() -> list[str]:
-    """Delete what killed runs have left, processes first; what belongs to a living process is left alone.
-
-    Returns:
-        The names of the namespaces that are gone now.
-    """
-    abandoned = left_by_the_dead()
-    end_processes_inside(abandoned)
-    for name in abandoned:
-        delete(name)
-    return abandoned
-
-
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = SECONDS) -> None:
     """Ask again and again until the condition holds.
 
@@ -188,7 +153,9 @@ def _coming_back() -> Iterator[None]:
         yield
     finally:
         try:
-            _call("setns", home, CLONE_NEWNET)
+            # Who could not leave may not be allowed to come back either: that error would hide the first one.
+            if not os.path.samestat(os.fstat(home), Path(HERE).stat()):
+                _call("setns", home, CLONE_NEWNET)
         finally:
             os.close(home)
 
@@ -218,18 +185,3 @@ def _status(path: Path) -> os.stat_result | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         # It has ended between the listing and the look; or it may do more than this process, so no lab has started it.
         return None
-
-
-def _state_and_start(pid: int) -> tuple[str, int]:
-    """Of a process: its state letter, and the clock ticks from the boot to its start (proc(5), fields 3 and 22)."""
-    # The name in the second field may hold spaces and brackets; what follows the last bracket does not.
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    return fields[0], int(fields[19])
-
-
-def _alive(pid: int, started: int) -> bool:
-    try:
-        state, start = _state_and_start(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return start == started and state not in {"Z", "X"}

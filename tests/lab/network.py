@@ -12,6 +12,7 @@ from typing import Self
 from lab import kernel
 from lab.impairment import Impairment
 from lab.kernel import LabError
+from lab.leftovers import namespace_name, sweep
 from lab.links import METRIC, Link, Subnet
 from lab.nat import Nat
 from lab.nodes import Host, Router
@@ -55,7 +56,7 @@ class Network:
     def __enter__(self) -> Self:
         if lines := missing():
             raise LabError("; ".join(lines))
-        kernel.sweep()
+        sweep()
         return self
 
     def __exit__(
@@ -130,7 +131,7 @@ class Network:
             raise LabError(f"{name!r} cannot name a host: use up to 32 small letters, digits and hyphens")
         if name in self.hosts:
             raise LabError(f"this network has a host {name!r} already: choose another name")
-        namespace = kernel.namespace_name(self._number, name)
+        namespace = namespace_name(self._number, name)
         # Before it exists: it must go even if its making is interrupted.
         self._namespaces.callback(kernel.delete, namespace)
         return namespace

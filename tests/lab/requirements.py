@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +13,17 @@ PACKAGES = {
     "ping": "iputils-ping",
     "setpriv": "util-linux",
     "tc": "iproute2",
+    "unshare": "util-linux",
 }
 """Each tool, and the Debian package that brings it."""
 
 TUN = Path("/dev/net/tun")
+
+TRIAL = ("unshare", "--mount", "--net", "ip", "link", "set", "lo", "up")
+"""Root in a container may lack the right to do any of it, and the kernel alone knows: it is tried, in a child."""
+
+SECONDS = 10.0
+"""For the trial, which takes milliseconds."""
 
 
 def missing() -> list[str]:
@@ -29,11 +37,16 @@ def missing() -> list[str]:
     ]
     if os.geteuid() != 0:
         lines.insert(0, "the lab makes network namespaces and needs root: run it with sudo")
+    elif not lines and (refusal := _refusal()):
+        lines.append(f"this root may not make network namespaces ({refusal}): start the container with --privileged")
     if not TUN.exists():
         lines.append(f"{TUN} is missing: modprobe tun, or start the container with --device {TUN}")
     return lines
 
 
-if __name__ == "__main__":
-    print("\n".join(missing()))  # noqa: T201 - for a script to read
-    sys.exit(bool(missing()))
+def _refusal() -> str:
+    """Why this process may not make a namespace and change what is in it; nothing if it may."""
+    trial = subprocess.run(
+        TRIAL, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    return " ".join(trial.stderr.split()) if trial.returncode != 0 else ""

@@ -5,11 +5,11 @@ failures are today's limits of what can be reached; whoever lifts one (port mapp
 `first` from nothing into the transport that gets through.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lab.changes import lose_udp, readdress, rebind, restart, shrink, unplug
 from lab.firewall import Firewall
 from lab.impairment import Impairment
 from lab.nat import Nat
@@ -39,9 +39,12 @@ class Scenario:
         plan: of the site.
         wrong: is done to the site before anybody dials.
         dialler: who dials, and sends the file.
-        first: the transports that the first path may have; none: no session comes about.
+        first: the transports that the first path may have; none: no session comes about. If it is TCP alone, then QUIC
+            must have been tried before, in vain, by the rules of the race.
         then: transports that must carry a part of the file each, in this order, others between them or not.
+        purposes: of a later path, one of these; none: there need not be a later path.
         tried: beginnings of addresses that must stand among what was tried in vain: at the first path, or in the error.
+        stall_at_least: seconds for which nothing was delivered, at the longest.
         size, rate, port, steps, timeout, seconds: see `lab.transfer.transfer`.
     """
 
@@ -51,7 +54,9 @@ class Scenario:
     dialler: Side = "a"
     first: tuple[str, ...] = ("quic",)
     then: tuple[str, ...] = ()
+    purposes: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
+    stall_at_least: float = 0.0
     size: int = 4 * MiB
     rate: str | None = None
     port: int = PORT
@@ -75,9 +80,14 @@ def unreachable(name: str, **options: Any) -> Scenario:
     return Scenario(name=name, first=(), tried=BOTH, timeout=2.0, **options)
 
 
+def both_ways(**options: Any) -> Iterator[Scenario]:
+    """A scenario that is not the same from both sides: each of them dials once."""
+    for dialler in SIDES:
+        yield Scenario(dialler=dialler, **options)
+
+
 def _open() -> Iterator[Scenario]:
-    yield Scenario(name="open")
-    yield Scenario(name="open", dialler="b")
+    yield from both_ways(name="open")
 
 
 def _translated() -> Iterator[Scenario]:
@@ -102,13 +112,12 @@ def _filtered() -> Iterator[Scenario]:
         ("any long header dropped", Firewall.LONG_HEADERS_BLOCKED),
         ("every packet of QUIC dropped", QUIC_FLOWS),
     ):
-        yield Scenario(name=name, wrong=_internet(firewall), first=("tcp",), tried=("quic://",))
+        yield Scenario(name=name, wrong=_internet(firewall), first=("tcp",))
     yield Scenario(
         name="all UDP blocked, 100 ms round trip",
         plan=_with("wan_b", impairment=Impairment(delay=0.05)),
         wrong=_internet(Firewall.UDP_BLOCKED),
         first=("tcp",),
-        tried=("quic://",),
     )
     yield Scenario(name="TCP blocked", wrong=_internet(Firewall.TCP_BLOCKED))
     yield Scenario(name="TCP reset", wrong=_internet(Firewall.TCP_RESET))
@@ -120,7 +129,6 @@ def _filtered() -> Iterator[Scenario]:
         wrong=_internet(Firewall.ONLY_TCP_443),
         port=443,
         first=("tcp",),
-        tried=("quic://",),
     )
 
 
@@ -138,7 +146,9 @@ def _families() -> Iterator[Scenario]:
     six, dual = Plan(families=(6,)), Plan(families=(4, 6))
     yield Scenario(name="IPv6 only", plan=six)
     yield Scenario(name="IPv6 only, all UDP blocked", plan=six, wrong=_internet(Firewall.UDP_BLOCKED), first=("tcp",))
+    # b's ticket still has the IPv6 address that a had once.
     yield Scenario(name="IPv4 only at a, b has both", plan=dual, wrong=_without_ipv6, tried=("quic://[",))
+    yield Scenario(name="IPv4 only at a, b has both", plan=dual, wrong=_without_ipv6, dialler="b", tried=("quic://[",))
     yield Scenario(name="IPv4 and IPv6", plan=dual)
     broken = _internet(Firewall.IPV6_BLACK_HOLE)
     yield Scenario(name="IPv6 advertised and black-holed", plan=dual, wrong=broken, tried=("quic://[",))
@@ -146,18 +156,17 @@ def _families() -> Iterator[Scenario]:
 
 
 def _sizes() -> Iterator[Scenario]:
-    yield Scenario(name="MTU 1280 on the way", plan=_with("wan_b", mtu=1280))
-    small = _with("wan_b", mtu=600)
-    yield Scenario(name="MTU 600 on the way", plan=small, first=("tcp",), tried=("quic://",))
-    yield Scenario(name="MTU 600 at a itself", plan=_with("near_a", mtu=600), first=("tcp",), tried=("quic://",))
     hole = _with("wan_b", mtu=1280)
-    yield Scenario(name="PMTU black hole at 1280", plan=hole, wrong=_internet(Firewall.PMTU_BLACK_HOLE))
-    yield Scenario(
-        name="PMTU black hole at 1280, all UDP blocked",
-        plan=hole,
-        wrong=_internet(Firewall.PMTU_BLACK_HOLE, Firewall.UDP_BLOCKED),
-        first=("tcp",),
-    )
+    yield from both_ways(name="MTU 1280 on the way", plan=hole)
+    yield from both_ways(name="MTU 600 on the way", plan=_with("wan_b", mtu=600), first=("tcp",))
+    yield from both_ways(name="MTU 600 at a itself", plan=_with("near_a", mtu=600), first=("tcp",))
+    yield from both_ways(name="PMTU black hole at 1280", plan=hole, wrong=_nobody_tells())
+    without_udp = _nobody_tells(Firewall.UDP_BLOCKED)
+    name = "PMTU black hole at 1280, all UDP blocked"
+    yield from both_ways(name=name, plan=hole, wrong=without_udp, first=("tcp",))
+    from_a = _internet(Firewall.PMTU_BLACK_HOLE, Firewall.UDP_BLOCKED)
+    name = "PMTU black hole at 1280 from a to b only, all UDP blocked"
+    yield from both_ways(name=name, plan=hole, wrong=from_a, first=("tcp",))
 
 
 def _bad_lines() -> Iterator[Scenario]:
@@ -186,33 +195,40 @@ def _changing() -> Iterator[Scenario]:
         (0.4, _internet(Firewall.UDP_BLOCKED)),
         (0.6, _internet(Firewall.TCP_RESET)),
         then=("quic", "tcp", "quic"),
+        purposes=("replace",),
     )
-    yield _under_way("UDP lost from a to b only", (0.2, _lose_udp_from_a), then=("quic", "tcp"))
-    yield _under_way("UDP lost from b to a only", (0.2, _lose_udp_from_b), then=("quic", "tcp"))
+    for side, other in (SIDES, SIDES[::-1]):
+        yield _under_way(
+            f"UDP lost from {side} to {other} only", (0.2, lose_udp(side)), then=("quic", "tcp"), purposes=("replace",)
+        )
     yield _under_way(
-        "a NAT forgets, and gives another port",
-        (0.3, lambda site: site.homes["a"].forget()),
-        plan=Plan(nat={"a": Nat.PORT_RESTRICTED_REMAPPED}),
+        "a NAT forgets, and gives another port", (0.3, rebind), plan=Plan(nat={"a": Nat.PORT_RESTRICTED_REMAPPED})
     )
+    behind = Plan(nat={"a": Nat.PORT_RESTRICTED})
     for transport, firewall in (("quic", Firewall.OPEN), ("tcp", Firewall.UDP_BLOCKED)):
         yield _under_way(
             f"the router at a restarts, over {transport}",
-            (0.3, lambda site: site.homes["a"].restart()),
-            plan=Plan(nat={"a": Nat.PORT_RESTRICTED}),
+            (0.3, restart(transport)),
+            plan=behind,
             wrong=_internet(firewall),
             first=(transport,),
         )
-    behind = Plan(nat={"a": Nat.PORT_RESTRICTED})
-    yield _under_way("a new WAN address at a", (0.3, lambda site: site.links["wan_a"].readdress()), plan=behind)
-    yield _under_way("a itself has a new address", (0.3, lambda site: site.links["near_a"].readdress()))
-    yield _under_way("b itself has a new address", (0.3, lambda site: site.links["near_b"].readdress()))
-    yield _under_way("the link at a down for 20 s", (0.3, _unplug), seconds=120.0)
-    yield _under_way(
-        "the MTU falls to 1280 without a word, over tcp",
-        (0.3, _shrink),
-        wrong=_internet(Firewall.PMTU_BLACK_HOLE, Firewall.UDP_BLOCKED),
-        first=("tcp",),
-    )
+    yield _under_way("a new WAN address at a", (0.3, readdress("wan_a", "b")), plan=behind)
+    yield _under_way("a itself has a new address", (0.3, readdress("near_a", "b")))
+    # Who is dialled cannot migrate QUIC: either side makes a new path.
+    yield _under_way("b itself has a new address", (0.3, readdress("near_b", "a")), purposes=("inbound", "replace"))
+    for dialler in SIDES:
+        yield _under_way(
+            "the link at a down for 20 s", (0.3, unplug(20)), dialler=dialler, stall_at_least=15.0, seconds=120.0
+        )
+        yield _under_way(
+            "the MTU falls to 1280 without a word, over tcp",
+            (0.3, shrink),
+            dialler=dialler,
+            wrong=_nobody_tells(Firewall.UDP_BLOCKED),
+            first=("tcp",),
+            purposes=("replace", "inbound"),
+        )
 
 
 def _under_way(name: str, *steps: Step, **options: Any) -> Scenario:
@@ -223,40 +239,22 @@ def _internet(*firewalls: Firewall) -> Callable[[Site], object]:
     return lambda site: site.internet.set_firewall(*firewalls)
 
 
+def _nobody_tells(*firewalls: Firewall) -> Callable[[Site], object]:
+    """Neither end of the small link says that a packet is too big for it; beside that, the internet has firewalls."""
+
+    def wrong(site: Site) -> None:
+        site.internet.set_firewall(Firewall.PMTU_BLACK_HOLE, *firewalls)
+        site.homes["b"].set_firewall(Firewall.PMTU_BLACK_HOLE)
+
+    return wrong
+
+
 def _protect(side: Side) -> Callable[[Site], object]:
     return lambda site: site.homes[side].set_firewall(Firewall.nothing_inbound(site.outside_interface(side)))
 
 
-def _lose_udp_from_a(site: Site) -> None:
-    _lose_udp(site, "a")
-
-
-def _lose_udp_from_b(site: Site) -> None:
-    _lose_udp(site, "b")
-
-
-def _lose_udp(site: Site, side: Side) -> None:
-    interface = site.links[f"wan_{side}"].interface(site.internet)
-    rule = f'iifname "{interface}" meta l4proto udp drop'
-    site.internet.set_firewall(Firewall("UDP_ONE_WAY", f"UDP from {side} vanishes.", (rule,)))
-
-
 def _without_ipv6(site: Site) -> None:
     site.hosts["a"].sysctl("net/ipv6/conf/all/disable_ipv6", 1)
-
-
-def _shrink(site: Site) -> None:
-    link = site.links["wan_b"]
-    for host in (link.lower, link.upper):
-        host.ip(f"link set {link.interface(host)} mtu 1280")
-
-
-def _unplug(site: Site) -> None:
-    link = site.links["near_a"]
-    link.down()
-    # The scenario itself, not a wait for something: so long there is no network.
-    time.sleep(20)
-    link.up()
 
 
 def _with(link: str, **options: Any) -> Plan:

@@ -1,9 +1,11 @@
 """Namespaces: entering and leaving, sweeping, and what is said when something is missing."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lab import LabError, Network, missing, requirements, sweep
-from lab.kernel import NAMESPACES, create, delete, end_processes_inside, inside, namespace_name, run, wait_until
+from lab.kernel import NAMESPACES, create, delete, end_processes_inside, inside, run, wait_until
+from lab.leftovers import namespace_name, temporary_directory
 
 pytestmark = pytest.mark.lab
 
@@ -22,7 +25,7 @@ def here() -> Path:
 
 
 def name_of_the_dead() -> str:
-    """A namespace's name of a process that has ended."""
+    """A namespace's or a directory's name, of a process that has ended."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     return f"overlay-lab-{ended.pid}-1-0-test"
@@ -98,6 +101,29 @@ def test_sweep_takes_what_the_dead_have_left() -> None:
     assert not (NAMESPACES / bare).exists()
 
 
+def test_sweep_takes_the_directories_of_the_dead() -> None:
+    """With the keys in them; a living run keeps its own, and whatever else has such a name is left alone."""
+    temporary = Path(tempfile.gettempdir())
+    abandoned, foreign, link = (temporary / f"{name_of_the_dead()}-{kind}" for kind in ("ours", "foreign", "link"))
+    with temporary_directory() as living:
+        try:
+            for directory in (abandoned, foreign):
+                directory.mkdir()
+                (directory / "key.pem").touch()
+            os.chown(foreign, 65534, -1)
+            link.symlink_to(living)
+            (living / "key.pem").touch()
+            assert abandoned.name in sweep()
+            assert not abandoned.exists()
+            assert (foreign / "key.pem").exists()
+            assert (living / "key.pem").exists()
+            assert link.is_symlink()
+        finally:
+            link.unlink(missing_ok=True)
+            shutil.rmtree(foreign)
+    assert not living.exists()
+
+
 def test_sweep_leaves_the_living_and_strangers_alone() -> None:
     """A process number that has come back does not protect what its first owner has left."""
     mine = namespace_name(99_998, "test")
@@ -140,3 +166,31 @@ def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert [line.partition(":")[0] for line in missing()] == [
         "the lab needs the network namespaces of Linux, this is darwin"
     ]
+
+
+def without(capability: str, program: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program as a root that lacks a right, as in most containers."""
+    return subprocess.run(
+        ["setpriv", f"--bounding-set=-{capability}", "--inh-caps=-all", sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("capability", ["sys_admin", "net_admin"])
+def test_a_root_without_rights_is_told_so_in_one_line(capability: str) -> None:
+    """With what the kernel has refused."""
+    [line] = without(capability, "import lab; print('\\n'.join(lab.missing()))").stdout.splitlines()
+    assert line.startswith("this root may not make network namespaces (")
+    assert line.endswith("Operation not permitted): start the container with --privileged")
+
+
+def test_a_refused_namespace_names_the_call_that_was_refused() -> None:
+    """Not the way back, which would be refused as well."""
+    name = name_of_the_dead()
+    ended = without("sys_admin", f"from lab import kernel; kernel.create({name!r})")
+    assert ended.stderr.splitlines()[-1] == "lab.kernel.LabError: unshare(1073741824) failed: Operation not permitted"
+    assert not (NAMESPACES / name).exists()

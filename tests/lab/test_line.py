@@ -22,6 +22,7 @@ import pytest
 from lab import kernel, report
 from lab.impairment import Counters, Impairment
 from lab.kernel import LabError, wait_until
+from lab.leftovers import namespace_name
 from lab.line import Line, LineError
 
 pytestmark = pytest.mark.lab
@@ -42,7 +43,7 @@ TESTS = str(Path(__file__).resolve().parents[1])
 @pytest.fixture
 def ends() -> Iterator[dict[str, str]]:
     """Two namespaces, lower and upper, without IPv6: nothing speaks there but the tests."""
-    names = {end: kernel.namespace_name(0, f"line-{end}") for end in ADDRESSES}
+    names = {end: namespace_name(0, f"line-{end}") for end in ADDRESSES}
     made = []
     try:
         for name in names.values():
@@ -150,7 +151,8 @@ def test_round_trips_take_what_was_asked(ends: dict[str, str]) -> None:
             line.impair(Impairment(delay=asked / 2000))
             times = ping(ends)
             report.measured.append(f"{asked:4}: {' / '.join(f'{value:.3f}' for value in times)}")
-            assert times[0] >= asked
+            # The fastest of several, and generously: a busy machine delays some of them, but hardly each.
+            assert asked <= times[0] <= 2 * asked + 20
 
 
 def test_the_delay_of_one_direction_is_not_that_of_the_other(ends: dict[str, str]) -> None:
@@ -161,7 +163,7 @@ def test_the_delay_of_one_direction_is_not_that_of_the_other(ends: dict[str, str
             down.send(range(10))
             assert down.arrived(10) == list(range(10))
             assert up.arrived(10) == list(range(10))
-        assert ping(ends, 1)[0] >= 300
+        assert 300 <= ping(ends)[0] < 600
 
 
 def test_loss_in_one_direction_spares_the_other(ends: dict[str, str]) -> None:
@@ -310,6 +312,7 @@ def test_the_interfaces_live_as_long_as_the_line(ends: dict[str, str]) -> None:
 PARENT = """
 import sys
 from lab.impairment import Impairment
+from lab.leftovers import namespace_name
 from lab.line import Line
 line = Line((sys.argv[1], sys.argv[3]), (sys.argv[2], sys.argv[3]), mtu=1500, impairment=Impairment())
 line.start()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lab import Firewall, Host, Impairment, LabError, Link, Nat, Network
-from lab.kernel import NAMESPACES, namespace_name
+from lab.kernel import NAMESPACES
+from lab.leftovers import namespace_name
 from lab.probes import FAMILIES, arrives, received, source, tcp_outcomes, udp_socket, vanishes
 
 pytestmark = pytest.mark.lab

@@ -24,7 +24,13 @@ def user_mode_linux(directory: Path) -> Callable[[str, int, Host], vm.Guest]:
     return vm.UserModeLinux
 
 
-@pytest.fixture(scope="module", params=[qemu, user_mode_linux], ids=["qemu", "user-mode-linux"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(qemu, id="qemu", marks=pytest.mark.vm("qemu")),
+        pytest.param(user_mode_linux, id="user-mode-linux", marks=pytest.mark.vm("user-mode-linux")),
+    ],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[vm.Pair]:
     with Network() as network:
         pair = vm.Pair(network, request.param(tmp_path_factory.mktemp("vm")))

@@ -135,13 +135,28 @@ class Guest(ABC):
         finally:
             self.run("tc", "qdisc", "delete", "dev", interface, "root")
 
-    def bytes_impaired(self) -> int:
-        """How many bytes the kernel has spoiled, or passed on, since `impaired` began."""
+    def packets_dropped(self) -> int:
+        """How many packets the kernel has lost on purpose since `impaired` began."""
         shown = self.run("tc", "-s", "qdisc", "show", "dev", f"{self.interfaces}1")
-        match = re.search(r"^qdisc netem .*\n Sent (\d+) bytes", shown)
+        match = re.search(r"^qdisc netem .*\n Sent .*\(dropped (\d+),", shown)
         if match is None:
             raise LabError(f"{self.name} has no netem on its data network: {shown}")
         return int(match[1])
+
+    def checksum_errors(self) -> int:
+        """How many packets of TCP and UDP the kernel has dropped because of a wrong checksum since it was booted."""
+        pairs = re.findall(r"^(?:Tcp|Udp): (.*)$", self.run("cat", "/proc/net/snmp"), re.MULTILINE)
+        # Each protocol has a line with names and one with numbers.
+        names, numbers = " ".join(pairs[::2]).split(), " ".join(pairs[1::2]).split()
+        return sum(int(number) for name, number in zip(names, numbers, strict=True) if name == "InCsumErrors")
+
+    @property
+    def kernel_line(self) -> str:
+        """What its kernel has written of itself on the console, first of all."""
+        for line in self.console.output:
+            if "Linux version" in line.text:
+                return line.text
+        raise LabError(f"no kernel has said its version on this console\n{self.console.report()}")
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

@@ -1,39 +1,43 @@
-"""What the guests need of the machine, and what to do where it is missing."""
+"""What each kind of guest needs of the machine, and what to do where it is missing."""
 
 import shutil
-import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import lab
 
 from vm.qemu import VIRTIOFSD
 
-PACKAGES: Final = {
-    "apt-get": "apt",
-    "busybox": "busybox-static",
-    "dpkg-deb": "dpkg",
-    "linux.uml": "user-mode-linux",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "unshare": "util-linux",
-    VIRTIOFSD: "qemu-system-common",
+Kind = Literal["qemu", "user-mode-linux"]
+
+BUSYBOX: Final = {"busybox": "busybox-static"}
+PACKAGES: Final[dict[Kind, dict[str, str]]] = {
+    "qemu": BUSYBOX
+    | {
+        "apt-get": "apt",
+        "dpkg-deb": "dpkg",
+        "qemu-system-x86_64": "qemu-system-x86",
+        VIRTIOFSD: "qemu-system-common",
+    },
+    "user-mode-linux": BUSYBOX | {"linux.uml": "user-mode-linux"},
 }
-"""Each tool, and the package of Debian 12 that brings it."""
+"""For each kind: its tools, each with the package of Debian 12 that brings it."""
 
 
-def missing() -> list[str]:
-    """One line for each thing that is not there, each saying what to do; empty if the guests can run."""
+def missing(*kinds: Kind) -> list[str]:
+    """One line for each thing that is not there, each saying what to do; empty if the guests can run.
+
+    Args:
+        kinds: of guests; none: all of them.
+    """
+    wanted = kinds or tuple(PACKAGES)
+    tools = {tool: package for kind in wanted for tool, package in PACKAGES[kind].items()}
     lines = lab.missing() + [
         f"{tool} is missing: apt-get install {package} (and have /usr/sbin in PATH)"
-        for tool, package in PACKAGES.items()
+        for tool, package in tools.items()
         if shutil.which(tool) is None
     ]
     busybox = shutil.which("busybox")
-    if busybox is not None and b"/ld-linux" in Path(busybox).read_bytes():
+    if "qemu" in wanted and busybox is not None and b"/ld-linux" in Path(busybox).read_bytes():
         lines.append(f"{busybox} needs libraries that an initramfs does not have: apt-get install busybox-static")
     return lines
-
-
-if __name__ == "__main__":
-    print("\n".join(missing()))  # noqa: T201 - for a script to read
-    sys.exit(bool(missing()))
