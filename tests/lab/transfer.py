@@ -105,8 +105,9 @@ def transfer(
     if code != 0:
         receiver.stop()
         return Outcome(connected=False, error=report["error"], attempts=report.get("attempts", []))
-    receiver.wait(START)
     received = json.loads(receiver.line("received", timeout=START))
+    # It would end by itself, unless the sender's goodbye is lost; then it would wait for the session's resume time.
+    receiver.stop()
     return Outcome(
         connected=True,
         paths=report["paths"],
