@@ -10,4 +10,5 @@ Read in the order in which a packet lives:
 6. `congestion`, `cubic`, `bbr`, `pacing`: how much may leave, and when.
 7. `mtu`, `connection_ids`, `path`: how large a packet may be, and where it goes.
 8. `flight` ties 5 to 7 together, and `transmission` all but the keys: payloads in, payloads out.
+9. `connection`, on `established` and `session_side`: the whole life, datagrams in, datagrams out.
 """

@@ -129,6 +129,8 @@ class Handshake(ABC, Generic[Peer]):
         """The peer has shown in a DATA packet that it is done: by DONE, or by acknowledging ours."""
         self._enter(Event.CONFIRMED)
         self._channels = []
+        # TLS costs tens of kilobytes for each connection, and has nothing more to say.
+        self._tls = None
 
     def close(self, code: CloseCode) -> None:
         """Give up, and tell the peer, if it has heard of us. One that is CONFIRMED or FAILED stays what it is."""

@@ -130,8 +130,8 @@ class MtuSearch:
         self._fail(size)
         if size > self.size:
             return False
-        self.size = min(self.size, self.base)
-        self.base = self.size
+        self.base = min(self.size, self.base)
+        self._restart()
         return True
 
     def packet_acknowledged(self, size: int) -> None:

@@ -67,7 +67,7 @@ class Recovery:
         waiting_since: when the last acknowledgement came, or the oldest packet in flight left if that is later; None
             while nothing is in flight.
         packet_threshold, time_threshold: see the module.
-        lost_packets: packets declared lost, in all.
+        lost_packets: packets declared lost, in all; probes of the path's MTU do not count.
     """
 
     def __init__(self, rtt: RoundTripTime) -> None:
@@ -206,8 +206,8 @@ class Recovery:
                 if low <= end:
                     outcome.lost.append((burst, low, end))
                     self._lost.append((low, end, late))
-                    self.lost_packets += end - low + 1
                     if burst.counted:
+                        self.lost_packets += end - low + 1
                         outcome.lost_bytes += burst.bytes_of(low, end)
                         outcome.largest_lost_sent_at = burst.sent_at
                 if end < high:
