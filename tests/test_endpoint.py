@@ -122,6 +122,7 @@ async def test_ports_that_never_answer_are_told_with_every_attempt() -> None:
             assert sorted(one.address for one in caught.value.attempts) == [
                 f"quic://127.0.0.1:{port}",
                 f"tcp://127.0.0.1:{port}",
+                f"udp://127.0.0.1:{port}",
             ]
             assert all(isinstance(one.cause, TimeoutError) for one in caught.value.attempts)
             await nothing_is_left(client)
@@ -143,7 +144,7 @@ async def test_somebody_else_answers() -> None:
         await nothing_is_left(server)
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 async def test_we_reach_ourselves(transport: str) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
     async with Endpoint(Identity.generate(), config) as endpoint:
@@ -154,7 +155,7 @@ async def test_we_reach_ourselves(transport: str) -> None:
         await nothing_is_left(endpoint)
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 @pytest.mark.parametrize("early", [False, True])
 async def test_a_peer_that_does_not_accept_our_key(transport: str, early: bool) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
@@ -190,7 +191,7 @@ async def test_some_networks_are_never_dialled() -> None:
     async with Endpoint(Identity.generate(), SOCKETS) as server, Endpoint(Identity.generate(), config) as client:
         with pytest.raises(DialError, match="never_dial") as caught:
             await client.connect(server.ticket)
-        assert [type(one.cause) for one in caught.value.attempts] == [PermissionError] * 2
+        assert [type(one.cause) for one in caught.value.attempts] == [PermissionError] * 3
 
 
 async def test_several_callers_share_one_dial() -> None:
@@ -232,7 +233,7 @@ async def test_a_cancelled_connect_leaves_nothing(turns: int) -> None:
             await nothing_is_left(client)
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 async def test_an_early_connect_lets_the_first_bytes_fly_behind_hello(transport: str) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
     async with Endpoint(Identity.generate(), config) as server, Endpoint(Identity.generate(), config) as client:

@@ -36,6 +36,7 @@ TESTED_ELSEWHERE = {
     "transports/tcp_connection": "test_tcp.py",
     "transports/udp_driver": "test_udp.py",
     "transports/udp_handshakes": "test_udp.py",
+    "transports/udp_routes": "test_udp.py",
 }
 """Modules without a test file of their own name, and where their tests are."""
 

@@ -39,7 +39,7 @@ IdentityFile = Annotated[Path | None, typer.Option("--identity", metavar="FILE",
 Transports = Annotated[
     list[str] | None,
     typer.Option(
-        "--transport", metavar="NAME", help="Use only this: quic or tcp. Repeatable, the preferred one first."
+        "--transport", metavar="NAME", help="Use only this: quic, udp or tcp. Repeatable, the preferred one first."
     ),
 ]
 Listen = Annotated[
@@ -97,7 +97,7 @@ def overlay(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Send files to a key instead of an address, over QUIC or TCP, whatever works, even if it breaks on the way.
+    """Send files to a key instead of an address, over QUIC, UDP or TCP, whatever works, even if it breaks on the way.
 
     On one machine: `overlay receive`. It prints a ticket. On the other one: `overlay send FILE TICKET`.
 
@@ -278,9 +278,9 @@ def _dialling(
 
 def _config(listen: list[str] | None, transports: list[str] | None, **settings: Any) -> Config:
     if transports:
-        unknown = set(transports) - {"quic", "tcp"}
+        unknown = set(transports) - {"quic", "udp", "tcp"}
         if unknown:
-            raise UsageError(f"--transport is quic or tcp, not {', '.join(sorted(unknown))}")
+            raise UsageError(f"--transport is quic, udp or tcp, not {', '.join(sorted(unknown))}")
         settings["transports"] = tuple(dict.fromkeys(transports))
     if listen:
         settings["listen"] = tuple(listen)

@@ -20,7 +20,7 @@ KiB = 1024
 MiB = 1024 * KiB
 
 PLAIN = Plan()
-BOTH = ("quic://", "tcp://")
+ALL = ("quic://", "udp://", "tcp://")
 SIDES: tuple[Side, Side] = ("a", "b")
 
 QUIC_FLOWS = Firewall(
@@ -72,7 +72,7 @@ def scenarios() -> list[Scenario]:
 
 def unreachable(name: str, **options: Any) -> Scenario:
     """A network in which nobody gets in from outside: both transports are tried, and the error says so."""
-    return Scenario(name=name, first=(), tried=BOTH, timeout=2.0, **options)
+    return Scenario(name=name, first=(), tried=ALL, timeout=2.0, **options)
 
 
 def _open() -> Iterator[Scenario]:
@@ -96,13 +96,14 @@ def _translated() -> Iterator[Scenario]:
 
 
 def _filtered() -> Iterator[Scenario]:
+    blocked = _internet(Firewall.UDP_BLOCKED)
+    yield Scenario(name="all UDP blocked", wrong=blocked, first=("tcp",), tried=("quic://", "udp://"))
     for name, firewall in (
-        ("all UDP blocked", Firewall.UDP_BLOCKED),
         ("QUIC recognised and dropped (v1 and v2)", Firewall.QUIC_RECOGNISED),
         ("any long header dropped", Firewall.LONG_HEADERS_BLOCKED),
         ("every packet of QUIC dropped", QUIC_FLOWS),
     ):
-        yield Scenario(name=name, wrong=_internet(firewall), first=("tcp",), tried=("quic://",))
+        yield Scenario(name=name, wrong=_internet(firewall), first=("udp",), tried=("quic://",))
     yield Scenario(
         name="all UDP blocked, 100 ms round trip",
         plan=_with("wan_b", impairment=Impairment(delay=0.05)),
@@ -148,8 +149,8 @@ def _families() -> Iterator[Scenario]:
 def _sizes() -> Iterator[Scenario]:
     yield Scenario(name="MTU 1280 on the way", plan=_with("wan_b", mtu=1280))
     small = _with("wan_b", mtu=600)
-    yield Scenario(name="MTU 600 on the way", plan=small, first=("tcp",), tried=("quic://",))
-    yield Scenario(name="MTU 600 at a itself", plan=_with("near_a", mtu=600), first=("tcp",), tried=("quic://",))
+    yield Scenario(name="MTU 600 on the way", plan=small, first=("udp",), tried=("quic://",))
+    yield Scenario(name="MTU 600 at a itself", plan=_with("near_a", mtu=600), first=("udp",), tried=("quic://",))
     hole = _with("wan_b", mtu=1280)
     yield Scenario(name="PMTU black hole at 1280", plan=hole, wrong=_internet(Firewall.PMTU_BLACK_HOLE))
     yield Scenario(
