@@ -28,7 +28,8 @@ class Overlay:
     """Ours, over one transport."""
 
     def __init__(self, transport: str) -> None:
-        self._config = Config(listen=(f"{HOST}:0",), transports=(transport,))
+        # As on Ethernet; loopback would carry 64 KiB.
+        self._config = Config(listen=(f"{HOST}:0",), transports=(transport,), largest_datagram=1400)
         self._transport = transport
 
     @asynccontextmanager
@@ -252,7 +253,7 @@ def write_keys(folder: Path) -> None:
 
 
 def subject(name: str, keys: Path) -> Subject:
-    """The subject of that name: `quic`, `tcp`, `aioquic` or `tls`."""
+    """The subject of that name: `quic`, `udp`, `tcp`, `aioquic` or `tls`."""
     if name == "aioquic":
         return PlainAioquic(keys)
     if name == "tls":

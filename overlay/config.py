@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 KiB = 1024
 MiB = 1024 * KiB
 
-TRANSPORTS = ("quic", "tcp", "memory")
+TRANSPORTS = ("quic", "udp", "tcp", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class Config:
     """`host:port` each; UDP and TCP are bound alike. Port 0 takes one free port, the same for both protocols and, if
     it is free there too, for all entries. A family that the machine lacks is left out unless it is the only one."""
     transports: tuple[str, ...] = ("quic", "tcp")
-    """Which transports to use, the preferred one first."""
+    """Which transports to use, the preferred one first. Raw UDP, `udp`, is used where it is named, as in
+    ("quic", "udp", "tcp"): it is young."""
     resume_timeout: float = 120.0
     """How long a session outlives its last connection: longer than a reboot of a home router takes."""
     dial_timeout: float = 30.0
@@ -82,6 +83,8 @@ class Config:
     """An idle connection is pinged so often: UDP mappings of home routers live for 30 s and more."""
     delivery_timeout: float = 30.0
     """How long leaving `async with stream` waits for the peer's acknowledgement."""
+    largest_datagram: int = 65_507
+    """Bytes up to which raw UDP looks for the path's MTU: what UDP over IPv4 can carry."""
     interfaces: tuple[str, ...] = ()
     """Names of network interfaces to use, such as `eth0`; empty: all."""
     fwmark: int | None = None
@@ -107,5 +110,7 @@ class Config:
         for name in ("dial_timeout", "handshake_timeout", "idle_timeout", "keepalive", "delivery_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
+        if not 300 <= self.largest_datagram <= 65_507:
+            raise ConfigError(f"largest_datagram must be 300 to 65507 bytes, not {self.largest_datagram}")
         if self.resume_timeout < 0:
             raise ConfigError(f"resume_timeout must not be negative, but is {self.resume_timeout}")

@@ -5,7 +5,8 @@ One task per peer, alive only while something is wanted:
     want      when                                                  what
     connect   somebody waits in `connect`, nothing connects us      one race over all addresses, then DialError
     replace   a session has no connection that answers              races with backoff until one works
-    upgrade   a session has connections, but none over QUIC         QUIC alone, after 1 s, doubling to 60 s
+    upgrade   a session has connections, but a transport that we    those that we prefer to what there is, after 1 s,
+              prefer, QUIC above all, is not among them             doubling to 60 s
 """
 
 import asyncio
@@ -34,7 +35,7 @@ from overlay.errors import (
 from overlay.events import Origin
 from overlay.protocol.backoff import Backoff
 from overlay.protocol.codes import CloseCode
-from overlay.protocol.race import PREFERRED, Start, plan
+from overlay.protocol.race import Start, plan
 from overlay.transports.base import Connection
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Dialler:
         session = self._peer.session
         usable = self._peer.usable_transports()
         if usable:
-            return "upgrade" if PREFERRED not in usable and self._candidates(PREFERRED) else None
+            return "upgrade" if self._better(usable) else None
         if self._waiters and self._failure is None and (session is None or session.state != "connected"):
             return "connect"
         if session is not None and session.state in {"connected", "lingering"}:
@@ -212,7 +213,8 @@ class Dialler:
                     await self._pause(self._upgrade.next_delay(), "upgrade")
                     if self._want() == "upgrade":
                         async with self._endpoint.background_dial():
-                            await self._dial(self._candidates(PREFERRED), self._config.dial_timeout)
+                            better = self._better(self._peer.usable_transports())
+                            await self._dial(better, self._config.dial_timeout)
         self._upgrade.reset()
 
     async def _connect(self) -> None:
@@ -305,10 +307,15 @@ class Dialler:
             _forget_frames(attempt.cause)
         return Origin(self._step, seconds, tuple(attempts))
 
-    def _candidates(self, transport: str | None = None) -> list[Address]:
+    def _candidates(self) -> list[Address]:
         """The known addresses, one for each transport that they stand for, the newest knowledge last."""
-        found = [one for address in self.addresses for one in self._expand(address)]
-        return [one for one in found if transport in {None, one.transport}]
+        return [one for address in self.addresses for one in self._expand(address)]
+
+    def _better(self, usable: set[str]) -> list[Address]:
+        """Those over transports that we prefer to all of `usable`."""
+        names = self._config.transports
+        better = names[: min((names.index(one) for one in usable), default=0)]
+        return [one for one in self._candidates() if one.transport in better]
 
     def _expand(self, address: Address) -> list[Address]:
         names = self._config.transports

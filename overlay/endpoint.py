@@ -30,6 +30,7 @@ from overlay.transports.memory import MemoryTransport
 from overlay.transports.quic_transport import QuicTransport
 from overlay.transports.sockets import bind
 from overlay.transports.tcp import TcpTransport
+from overlay.transports.udp import UdpTransport
 from overlay.transports.udp_socket import UdpSocket
 
 logger = logging.getLogger("overlay")
@@ -138,7 +139,7 @@ class Endpoint:
 
     def _bind(self, resources: ExitStack) -> None:
         config = self.config
-        if {"quic", "tcp"} & set(config.transports):
+        if {"quic", "udp", "tcp"} & set(config.transports):
             pairs = bind(config)
             for pair in pairs:
                 resources.callback(pair.close)
@@ -148,6 +149,10 @@ class Endpoint:
                 quic = QuicTransport(self.identity, config, self._udp, self._accepted, self._gate)
                 self._transports["quic"] = quic
                 quic.start()
+            if "udp" in config.transports:
+                raw = UdpTransport(self.identity, config, self._udp, self._accepted, self._gate)
+                self._transports["udp"] = raw
+                raw.start()
             if "tcp" in config.transports:
                 tcp = TcpTransport(self.identity, config, listeners, self._accepted, self._gate)
                 self._transports["tcp"] = tcp
@@ -212,7 +217,8 @@ class Endpoint:
     ) -> "Connecting":
         """Connect to a peer: `session = await endpoint.connect(...)` or `async with endpoint.connect(...) as session:`.
 
-        Returns the session that there is, or dials: QUIC first, TCP after it. Several calls at once share one dial.
+        Returns the session that there is, or dials: QUIC first, then raw UDP, then TCP. Several calls at
+        once share one dial.
 
         Args:
             target: a ticket, or the key of a peer whose address was seen by this endpoint; either as a string, too.

@@ -497,7 +497,7 @@ class Peer:
             watch=connection_watch,
             now=clock(),
         )
-        if connection.transport == "quic":
+        if connection.transport in {"quic", "udp"}:
             # Its socket is the one that listens; of TCP we only see a port of the moment.
             self.dialler.learn(connection.remote)
 

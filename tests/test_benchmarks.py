@@ -18,9 +18,10 @@ import workloads  # noqa: E402 - the benchmarks are scripts, not a package
 
 ROWS = {
     "quic": {"goodput", "connect", "echo", "messages", "first echo, early", "first echo", "idle session"},
+    "udp": {"goodput", "connect", "echo", "messages", "idle session"},
     "tcp": {"goodput", "connect", "echo", "messages", "idle session"},
 }
-REQUIRED = {("goodput", "quic"), ("goodput", "tcp"), ("first echo, early", "quic")}
+REQUIRED = {("goodput", "quic"), ("goodput", "udp"), ("goodput", "tcp"), ("first echo, early", "quic")}
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -35,7 +36,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize(("transport", "loop"), [("quic", "uvloop"), ("tcp", "asyncio")])
+@pytest.mark.parametrize(("transport", "loop"), [("quic", "uvloop"), ("udp", "uvloop"), ("tcp", "asyncio")])
 def test_each_measurement_gives_a_row(transport: str, loop: str) -> None:
     done = run("--json", "--transport", transport, "--loop", loop)
     assert not done.returncode, done.stderr

@@ -119,10 +119,10 @@ def test_a_key_in_use_is_one_line(tmp_path: Path) -> None:
         assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("transport", ["quic", "tcp"])
+@pytest.mark.parametrize("transport", ["quic", "udp", "tcp"])
 def test_ping_tells_time_and_path(tmp_path: Path, transport: str) -> None:
     """One line per ping with the path it took, and a summary; a ping is no `send`."""
-    with receiving(tmp_path / "inbox", "--once") as receiver:
+    with receiving(tmp_path / "inbox", "--once", "--transport", transport) as receiver:
         arguments = ("-c", "3", "--interval", "0", "--transport", transport)
         pinged = overlay("ping", *LISTEN, receiver.ticket, *arguments, "--json")
         assert (pinged.code, pinged.err) == (0, "")

@@ -26,10 +26,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("transport", ["quic", "tcp"])
+@pytest.mark.parametrize("transport", ["quic", "udp", "tcp"])
 def test_a_file_arrives_and_both_sides_report_it(tmp_path: Path, file: Path, transport: str) -> None:
     """The JSON of both sides names the same bytes; `--once` ends with the sender."""
-    with receiving(tmp_path / "inbox", "--once") as receiver:
+    with receiving(tmp_path / "inbox", "--once", "--transport", transport) as receiver:
         sent = send(file, receiver.ticket, "--json", "--transport", transport)
         assert (sent.code, sent.err) == (0, "")
         document = sent.json

@@ -143,7 +143,7 @@ async def test_somebody_else_answers() -> None:
         await nothing_is_left(server)
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 async def test_we_reach_ourselves(transport: str) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
     async with Endpoint(Identity.generate(), config) as endpoint:
@@ -154,7 +154,7 @@ async def test_we_reach_ourselves(transport: str) -> None:
         await nothing_is_left(endpoint)
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 @pytest.mark.parametrize("early", [False, True])
 async def test_a_peer_that_does_not_accept_our_key(transport: str, early: bool) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
@@ -232,7 +232,7 @@ async def test_a_cancelled_connect_leaves_nothing(turns: int) -> None:
             await nothing_is_left(client)
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 async def test_an_early_connect_lets_the_first_bytes_fly_behind_hello(transport: str) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
     async with Endpoint(Identity.generate(), config) as server, Endpoint(Identity.generate(), config) as client:

@@ -90,7 +90,9 @@ async def test_who_only_reads_a_trickle_notices_that_it_has_ended() -> None:
         writing.cancel()
 
 
-@pytest.mark.parametrize("transports", [("tcp",), ("quic",), ("quic", "tcp"), ("memory",)])
+@pytest.mark.parametrize(
+    "transports", [("tcp",), ("quic",), ("udp",), ("quic", "tcp"), ("quic", "udp", "tcp"), ("memory",)]
+)
 async def test_connections_are_aborted_again_and_again_under_a_transfer(transports: tuple[str, ...]) -> None:
     sent = os.urandom(4 * MiB)
     async with pair(*transports) as it:
@@ -142,7 +144,7 @@ async def test_when_the_resume_time_is_over_both_sides_give_up() -> None:
         assert not it.acceptor.sessions
 
 
-@pytest.mark.parametrize("transport", ["quic", "tcp"])
+@pytest.mark.parametrize("transport", ["quic", "udp", "tcp"])
 async def test_the_streams_of_a_peer_that_restarted_and_dials_fail_at_once(transport: str) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
     identity = Identity.generate()
@@ -191,7 +193,7 @@ async def test_the_streams_to_a_peer_that_restarted_and_is_dialled_fail_at_once(
             assert await exchange(session, b"anew") == b"anew"
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 async def test_a_peer_that_gave_up_while_we_linger(transport: str) -> None:
     async with pair(transport) as it, it.streams() as (ours, _):
         weather = Weather(it.dialler, it.acceptor)
@@ -207,7 +209,7 @@ async def test_a_peer_that_gave_up_while_we_linger(transport: str) -> None:
         assert await exchange(session, b"anew") == b"anew"
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "quic"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "udp", "quic"])
 async def test_a_second_living_process_with_the_same_key_is_refused(transport: str) -> None:
     async with pair(transport) as it:
         async with Endpoint(it.dialler.identity, it.dialler.config) as twin:

@@ -34,6 +34,9 @@ TESTED_ELSEWHERE = {
     "transports/quic_handshakes": "test_quic_hostile.py",
     "transports/quic_transport": "test_quic.py",
     "transports/tcp_connection": "test_tcp.py",
+    "transports/udp_driver": "test_udp.py",
+    "transports/udp_handshakes": "test_udp.py",
+    "transports/udp_routes": "test_udp.py",
 }
 """Modules without a test file of their own name, and where their tests are."""
 

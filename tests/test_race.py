@@ -8,7 +8,7 @@ from overlay.protocol.race import plan
 
 V6 = "2001:db8::1"
 V4 = "198.51.100.7"
-ORDER = ("quic", "tcp")
+ORDER = ("quic", "udp", "tcp")
 
 
 def times(
@@ -43,7 +43,33 @@ def times(
             [("quic", "192.168.1.2"), ("quic", "10.0.0.2"), ("tcp", "192.168.1.2")],
             [("quic", "192.168.1.2", 0), ("quic", "10.0.0.2", 0.03), ("tcp", "192.168.1.2", 0.28)],
         ),
-        ([("udp", V4), ("quic", V4)], [("quic", V4, 0)]),
+        ([("udp", V4), ("quic", V4)], [("quic", V4, 0), ("udp", V4, 0.25)]),
+        ([("memory", V4), ("quic", V4)], [("quic", V4, 0)]),
+        (
+            [("quic", V4), ("udp", V4), ("tcp", V4)],
+            [("quic", V4, 0), ("udp", V4, 0.25), ("tcp", V4, 0.5)],
+        ),
+        (
+            [(transport, host) for transport in ("tcp", "udp", "quic") for host in (V4, V6)],
+            [
+                ("quic", V6, 0),
+                ("quic", V4, 0.25),
+                ("udp", V6, 0.5),
+                ("tcp", V6, 0.5),
+                ("udp", V4, 0.75),
+                ("tcp", V4, 0.75),
+            ],
+        ),
+        (
+            [("udp", V6), ("udp", "2001:db8::2"), ("udp", "2001:db8::3"), ("udp", V4), ("tcp", V4)],
+            [
+                ("udp", V6, 0),
+                ("udp", V4, 0.25),
+                ("udp", "2001:db8::2", 0.5),
+                ("tcp", V4, 0.5),
+                ("udp", "2001:db8::3", 0.75),
+            ],
+        ),
         ([("quic", V4), ("quic", V4)], [("quic", V4, 0)]),
     ],
     ids=[
@@ -54,7 +80,11 @@ def times(
         "IPv6 first, TCP after the last QUIC",
         "TCP at 500 ms however many QUIC addresses",
         "small steps on private networks, the whole distance to TCP",
+        "raw UDP 250 ms after QUIC",
         "transports that are not configured are left out",
+        "TCP 250 ms after raw UDP",
+        "raw UDP and TCP at 500 ms at the latest",
+        "TCP at 500 ms without QUIC, too",
         "duplicates are tried once",
     ],
 )

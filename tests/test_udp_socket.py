@@ -15,8 +15,11 @@ from overlay.transports.udp_socket import (
     IP_PKTINFO,
     IPV6_PKTINFO,
     MAX_BATCH,
+    MAX_BATCH_BYTES,
     MAX_QUEUED,
+    Kind,
     Local,
+    Receiver,
     SocketAddress,
     UdpSocket,
 )
@@ -26,11 +29,19 @@ class Sink:
     def __init__(self) -> None:
         self.got: list[tuple[bytes, SocketAddress, Local | None]] = []
         self.batches: list[int] = []
+        self.bursts: list[tuple[int, int]] = []
         self.lost: set[tuple[SocketAddress, int]] = set()
         self.changed = asyncio.Event()
 
     def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
         self.got.append((data, remote, local))
+
+    def burst_received(
+        self, udp: UdpSocket, data: bytes, segment: int, remote: SocketAddress, local: Local | None
+    ) -> None:
+        self.bursts.append((len(data), segment))
+        for at in range(0, len(data), segment):
+            self.datagram_received(udp, data[at : at + segment], remote, local)
 
     def batch_ended(self, udp: UdpSocket) -> None:
         self.batches.append(len(self.got))
@@ -256,3 +267,86 @@ async def test_without_room_in_the_kernel_datagrams_wait_in_a_bounded_queue() ->
     assert not udp._queue
     udp.close()
     udp.close()
+
+
+async def test_a_burst_leaves_in_one_call_and_arrives_as_its_datagrams() -> None:
+    """In order, the last one shorter; the kernel may join and cut them as it likes."""
+    ours, theirs, sink = UdpSocket(bound()), UdpSocket(bound()), Sink()
+    theirs.register("udp", sink)
+    sent = [bytes([0xA0, number]) + bytes(1000) for number in range(40)] + [b"\xa0end"]
+    assert ours.send_burst(b"".join(sent), 1002, ("127.0.0.1", theirs.address.port)) is None
+    assert ours.send_burst(b"\xa0alone", 1002, ("127.0.0.1", theirs.address.port)) is None
+    await sink.until(42)
+    assert [data for data, _, _ in sink.got] == [*sent, b"\xa0alone"]
+    assert {remote for _, remote, _ in sink.got} == {("127.0.0.1", ours.address.port)}
+    ours.close()
+    theirs.close()
+    assert ours.send_burst(bytes(10), 5, ("127.0.0.1", 9)) is None
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO, errno.ECONNREFUSED, errno.EAGAIN])
+async def test_where_a_burst_is_refused_its_datagrams_go_one_by_one(code: int) -> None:
+    """By a route, by a device, by an old error, or for lack of room; only a device is not asked again."""
+    ours, theirs, sink = UdpSocket(bound()), UdpSocket(bound()), Sink()
+    theirs.register("udp", sink)
+    asked = 0
+
+    def refuse(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise OSError(code, "on purpose")
+
+    vars(ours)["_transmit_burst"] = refuse
+    for _ in range(2):
+        assert ours.send_burst(b"\xa0aa\xa0bb\xa0c", 3, ("127.0.0.1", theirs.address.port)) is None
+    await sink.until(6)
+    assert [data for data, _, _ in sink.got] == [b"\xa0aa", b"\xa0bb", b"\xa0c"] * 2
+    assert asked == (1 if code == errno.EIO else 2)
+    ours.close()
+    theirs.close()
+
+
+async def test_a_datagram_beyond_the_mtu_is_refused_as_such() -> None:
+    """Alone and in a burst: nothing is fragmented, and the sender learns it."""
+    udp = UdpSocket(bound())
+    sock = udp._socket
+    for size in (65_508, 70_000):
+        refused = udp.send_burst(bytes(size), size, ("127.0.0.1", sock.getsockname()[1]))
+        assert refused is not None
+        assert refused.errno == errno.EMSGSIZE
+    udp.close()
+
+
+async def test_what_was_joined_is_told_apart_by_its_first_bytes() -> None:
+    """The kernel joins datagrams of one size from one socket, whatever they are; weather takes them one by one."""
+    udp, quic, raw = UdpSocket(bound()), Sink(), Sink()
+    udp.register("quic", quic)
+    udp.register("udp", raw)
+    remote = ("127.0.0.1", 4)
+    touched: dict[Kind, Receiver] = {}
+    udp._hand_over(b"\xa01\xa02\x413\x004\xa0", 2, remote, None, touched)
+    assert [data for data, _, _ in quic.got] == [b"\x413"]
+    assert [data for data, _, _ in raw.got] == [b"\xa01", b"\xa02", b"\xa0"]
+    assert touched == {"quic": quic, "udp": raw}
+    udp._hand_over(b"\x411\x412\x413", 2, remote, None, touched)
+    assert quic.bursts == [(6, 2)]
+    seen = iter((True, False))
+    udp.drop = lambda: next(seen)
+    udp._hand_over(b"\xa05\xa06", 2, remote, None, touched)
+    assert raw.got[-1][0] == b"\xa06"
+    assert len(raw.got) == 4
+    udp.close()
+
+
+async def test_one_wake_up_reads_a_bounded_number_of_bytes() -> None:
+    """However many datagrams one read brings: timers and writers have their turn."""
+    ours, theirs, sink = UdpSocket(bound()), UdpSocket(bound()), Sink()
+    theirs._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
+    theirs.register("udp", sink)
+    burst = (b"\xa0" + bytes(999)) * 60
+    for _ in range(3 * MAX_BATCH_BYTES // len(burst)):
+        ours.send_burst(burst, 1000, ("127.0.0.1", theirs.address.port))
+    await sink.until(60)
+    assert len(sink.got) * 1000 <= MAX_BATCH_BYTES + len(burst)
+    ours.close()
+    theirs.close()

@@ -39,7 +39,7 @@ IdentityFile = Annotated[Path | None, typer.Option("--identity", metavar="FILE",
 Transports = Annotated[
     list[str] | None,
     typer.Option(
-        "--transport", metavar="NAME", help="Use only this: quic or tcp. Repeatable, the preferred one first."
+        "--transport", metavar="NAME", help="Use only this: quic, udp or tcp. Repeatable, the preferred one first."
     ),
 ]
 Listen = Annotated[
@@ -278,9 +278,9 @@ def _dialling(
 
 def _config(listen: list[str] | None, transports: list[str] | None, **settings: Any) -> Config:
     if transports:
-        unknown = set(transports) - {"quic", "tcp"}
+        unknown = set(transports) - {"quic", "udp", "tcp"}
         if unknown:
-            raise UsageError(f"--transport is quic or tcp, not {', '.join(sorted(unknown))}")
+            raise UsageError(f"--transport is quic, udp or tcp, not {', '.join(sorted(unknown))}")
         settings["transports"] = tuple(dict.fromkeys(transports))
     if listen:
         settings["listen"] = tuple(listen)

@@ -12,7 +12,11 @@ SMALL: Final = 16 * 1024
 """Pieces below this are gathered: an object of its own costs more than the copy."""
 GATHERED: Final = 64 * 1024
 MAX_GAPS: Final = 256
-"""Separate pieces beyond a gap. A peer has at most 64 runs of a stream under way, so it stays far below."""
+"""Separate pieces beyond a gap. On QUIC a peer has at most 64 runs of a stream under way, so it stays far below."""
+GAP: Final = 480
+"""Bytes from the first gap to the end for which there may be one, if that allows more: on raw UDP each lost packet
+leaves a gap, and on its worst link, where packets have 250 bytes of a stream, hardly every second one is lost. What a
+peer makes us keep thereby costs less than twice the credit that it has used."""
 
 
 class SendBuffer:

@@ -1,7 +1,8 @@
 """Which address of a peer is tried when: a pure plan, after happy eyeballs (RFC 8305), with QUIC ahead.
 
-QUIC on IPv6 starts at once, QUIC on IPv4 250 ms later, and so on in turns; the other transports start 250 ms after the
-last QUIC, but at 500 ms however many QUIC addresses there are. Among private addresses of one transport the steps are
+QUIC on IPv6 starts at once, QUIC on IPv4 250 ms later, and so on in turns; raw UDP starts 250 ms after the last QUIC,
+TCP 250 ms after the last raw UDP, but both at 500 ms however many addresses there are: where all UDP is lost, nobody
+waits longer for TCP. Among private addresses of one transport the steps are
 30 ms: no packet takes longer there. The distance between transports stays 250 ms even so: a QUIC handshake in Python
 takes tens of milliseconds on a busy machine, and the fallback is not to win because of that.
 """
@@ -16,7 +17,8 @@ STEP: Final = 0.25
 """RFC 8305 section 8: Connection Attempt Delay."""
 PRIVATE_STEP: Final = 0.03
 LAST_FALLBACK: Final = 0.5
-PREFERRED: Final = "quic"
+OVER_UDP: Final = frozenset({"quic", "udp"})
+"""Transports that may be blocked without a word, all at once: what comes behind them does not wait for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ def plan(
             continue
         if starts:
             fallback = starts[-1].at + STEP
-            if starts[0].transport == PREFERRED:
-                fallback = min(fallback, LAST_FALLBACK) if transport != PREFERRED else fallback
+            if starts[0].transport in OVER_UDP:
+                fallback = min(fallback, LAST_FALLBACK)
             at = max(fallback, floor)
         for _, host, port in group:
             starts.append(Start(at, transport, host, port))

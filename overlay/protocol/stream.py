@@ -8,7 +8,7 @@ repeated until it is acknowledged, not an event that could be lost.
 from enum import Enum, IntEnum
 from typing import Final
 
-from overlay.protocol.buffers import MAX_GAPS, ReceiveBuffer, SendBuffer
+from overlay.protocol.buffers import GAP, MAX_GAPS, ReceiveBuffer, SendBuffer
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import VARINT_MAX, ProtocolViolation
 
@@ -191,7 +191,7 @@ class ReceiveHalf:
             return False
         self.highest = max(self.highest, end)
         news = self.buffer.insert(offset, data)
-        if self.buffer.gaps > MAX_GAPS:
+        if self.buffer.gaps > max(MAX_GAPS, (self.highest - self.buffer.received) // GAP):
             raise ProtocolViolation(CloseCode.FLOW_CONTROL_ERROR, "too many gaps")
         if news and self.stopped is not None:
             self.buffer.discard()

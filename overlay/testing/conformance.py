@@ -40,6 +40,7 @@ from overlay.testing.fakes import (
     pair,
     raises,
     read_to_end,
+    settled,
     ticket,
     together,
     until,
@@ -212,8 +213,9 @@ class Conformance:
     async def test_datagrams_up_to_the_stated_size(self) -> None:
         """One byte more is refused where it is sent."""
         async with pair(self.transport) as it:
-            size = it.session.max_datagram_size
+            size = await settled(lambda: it.session.max_datagram_size)
             assert size >= 1000
+            assert await settled(lambda: it.theirs.max_datagram_size) >= 1000
             for length in (0, 1, size):
                 await it.session.send_datagram(b"d" * length)
                 assert await it.theirs.receive_datagram() == b"d" * length

@@ -42,6 +42,17 @@ async def until(condition: Callable[[], object], *, seconds: float = PATIENCE) -
             await asyncio.sleep(POLL)
 
 
+async def settled(measure: Callable[[], int], *, seconds: float = 0.2) -> int:
+    """What `measure` gives when it has been the same for so long: a path's MTU has to be found out first."""
+    last = measure()
+    same = 0.0
+    while same < seconds:
+        await asyncio.sleep(POLL)
+        same = same + POLL if measure() == last else 0.0
+        last = measure()
+    return last
+
+
 async def interrupted(work: Coroutine[Any, Any, Result], turns: int) -> Result | None:
     """Run `work`, but cancel it after so many turns of the loop; None when the cancel came first."""
     task = asyncio.ensure_future(work)

@@ -159,6 +159,13 @@ class QuicTransport(Transport):
             driver.receive(data, remote, local)
             self._touched[driver] = None
 
+    def burst_received(
+        self, udp: UdpSocket, data: bytes, segment: int, remote: SocketAddress, local: Local | None
+    ) -> None:
+        """Several datagrams in one: aioquic takes them one by one."""
+        for at in range(0, len(data), segment):
+            self.datagram_received(udp, data[at : at + segment], remote, local)
+
     def batch_ended(self, udp: UdpSocket) -> None:
         """Let each connection that got something answer."""
         del udp

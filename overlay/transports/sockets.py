@@ -88,7 +88,7 @@ def bind(config: Config) -> list[BoundPair]:
         OSError: what the kernel says to an entry, which the text names. In both cases nothing stays open.
     """
     entries = [_parse(text, interface) for text in config.listen for interface in config.interfaces or (None,)]
-    if not {"quic", "tcp"} & set(config.transports):
+    if not {"quic", "udp", "tcp"} & set(config.transports):
         return []
     if any(entry.port == 0 for entry in entries):
         for _ in range(_PORT_ATTEMPTS):
@@ -244,7 +244,7 @@ def _bind_pair(entry: _Entry, port: int, config: Config) -> BoundPair:
 def _bind_once(entry: _Entry, port: int, config: Config) -> BoundPair:
     udp = tcp = None
     with contextlib.ExitStack() as opened:
-        if "quic" in config.transports:
+        if {"quic", "udp"} & set(config.transports):
             udp = opened.enter_context(_open(entry.family, socket.SOCK_DGRAM, config, entry.interface))
             _tune_udp(udp, entry)
             udp.bind(entry.sockaddr(port))

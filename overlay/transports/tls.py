@@ -16,6 +16,9 @@ pyOpenSSL keeps exceptions of callbacks in the context, which all connections sh
 surface in another's call. So the callback never raises; it keeps its finding in the object of its own connection.
 """
 
+from collections.abc import Sequence
+
+from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
@@ -48,9 +51,20 @@ class Profile:
         identity: whose key and certificate to show.
         alpn: the protocol's name; mandatory on both sides (RFC 7301), and different for each transport, so
             that handshake bytes of one cannot be spliced into another.
+        curve: the only key-exchange group: a ClientHello has a share for each that it offers.
+        suites: the only cipher suites (RFC 8446 appendix B.4), the best first.
+        own_order: accepting, choose the suite by our order instead of the dialler's.
     """
 
-    def __init__(self, identity: Identity, alpn: bytes) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        alpn: bytes,
+        *,
+        curve: ec.EllipticCurve | None = None,
+        suites: Sequence[str] = (),
+        own_order: bool = False,
+    ) -> None:
         self.own = identity.peer_id
         self.alpn = alpn
         context = SSL.Context(SSL.TLS_METHOD)
@@ -65,6 +79,12 @@ class Profile:
         context.use_privatekey(identity.private_key)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
         context.set_alpn_protos([alpn])
+        if curve is not None:
+            context.set_tmp_ecdh(curve)
+        if suites:
+            context.set_tls13_ciphersuites(":".join(suites).encode())
+        if own_order:
+            context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
         # Without an answer the handshake goes on; the judge then refuses it, without an exception in a callback.
         context.set_alpn_select_callback(lambda _, offered: alpn if alpn in offered else SSL.NO_OVERLAPPING_PROTOCOLS)
         self._context = context

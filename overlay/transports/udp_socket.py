@@ -15,6 +15,10 @@ Where nobody listens, a router or the host itself says so by ICMP. On Linux the 
 on the socket, whomever it is for, fails once. So a failed send is tried again, and receivers hear of the address.
 While the queue holds something, the socket polls as POLLERR; libuv would then stop to watch it for good, so the loop
 watches an epoll object around the socket instead, which never is in error.
+
+**Bursts.** A system call costs as much as sealing ten packets. So Linux takes up to 64 datagrams of one size in one
+call (UDP_SEGMENT, "GSO"), and hands those that came together over in one call, with their size (UDP_GRO). Whether it
+does is tried at run time; where a route or a device refuses a burst, its datagrams are sent one by one.
 """
 
 import asyncio
@@ -34,9 +38,13 @@ from overlay.addresses import Address
 logger = logging.getLogger(__name__)
 
 MAX_BATCH: Final = 64
-"""Datagrams read in one wake-up: 77 KB at 1200 bytes, about 2 ms of work with aioquic."""
+"""Reads in one wake-up: 77 KB at 1200 bytes, about 2 ms of work with aioquic."""
+MAX_BATCH_BYTES: Final = 256 * 1024
+"""The same where one read has many datagrams; about 2 ms of work with raw UDP."""
 MAX_QUEUED: Final = 1024
 """Outgoing datagrams that wait for room in the kernel's buffer; what is beyond is lost, as on any full link."""
+MAX_QUEUED_BYTES: Final = 4 * 1024 * 1024
+"""The same for datagrams that are longer than Ethernet's."""
 MAX_DATAGRAM: Final = 65_535
 
 MSG_TRUNC: Final = int(socket.MSG_TRUNC)
@@ -57,6 +65,15 @@ EXTENDED_ERROR: Final = struct.Struct("=IBBBxII")
 """struct sock_extended_err: errno, origin, ICMP type, ICMP code, info, data (recv(2))."""
 UNREACHABLE: Final = frozenset({(2, 3), (3, 1)})
 """Origin and type: Destination Unreachable of ICMP (RFC 792) and of ICMPv6 (RFC 4443)."""
+
+SOL_UDP: Final = 17
+UDP_SEGMENT: Final = 103
+UDP_GRO: Final = 104
+"""The numbers on Linux (linux/udp.h); Python does not name them."""
+SEGMENT_SIZE: Final = struct.Struct("=H")
+GRO_SIZE: Final = struct.Struct("=i")
+CONTROL_SPACE: Final = 128
+"""Bytes for the control messages of one read: IN6_PKTINFO and GRO_SIZE with their headers take 64."""
 
 LOST_SOURCE: Final = frozenset({errno.ENETUNREACH, errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV})
 """What is said when the source address that PKTINFO names is ours no more: the first on Linux, for IPv4."""
@@ -90,8 +107,13 @@ class Receiver(Protocol):
     def datagram_received(self, udp: "UdpSocket", data: bytes, remote: SocketAddress, local: Local | None) -> None:
         """A datagram came from `remote` to `local` (None: the socket is bound to one address only)."""
 
+    def burst_received(
+        self, udp: "UdpSocket", data: bytes, segment: int, remote: SocketAddress, local: Local | None
+    ) -> None:
+        """Several came together: each of `segment` bytes, but the last one may be shorter; in `data` one by one."""
+
     def batch_ended(self, udp: "UdpSocket") -> None:
-        """All that was there has been handed over: answer now. Called only after a `datagram_received`."""
+        """All that was there has been handed over: answer now. Called only after one of the two."""
 
     def unreachable(self, udp: "UdpSocket", remote: SocketAddress, code: int) -> None:
         """A datagram to `remote` came back; `code` is an errno. Nobody has signed that: it may be forged."""
@@ -112,10 +134,12 @@ class UdpSocket:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receivers: dict[Kind, Receiver] = {}
         self._queue: deque[tuple[bytes, SocketAddress, Local | None]] = deque()
+        self._queued_bytes = 0
         self._buffer = bytearray(MAX_DATAGRAM)
         self._view = memoryview(self._buffer)
         self._locals: dict[bytes, Local] = {}
         self._controls: dict[Local, tuple[int, int, bytes]] = {}
+        self._takes_bursts = _has_option(sock, UDP_SEGMENT, 0)
         self._watch: select.epoll | None = None
         self._unreachable: dict[SocketAddress, int] = {}
         self.family = 6 if sock.family == socket.AF_INET6 else 4
@@ -137,6 +161,7 @@ class UdpSocket:
                     (socket.IPPROTO_IP, IP_RECVERR) if self.family == 4 else (socket.IPPROTO_IPV6, IPV6_RECVERR)
                 )
                 self._socket.setsockopt(level, option, 1)
+                _has_option(self._socket, UDP_GRO, 1)
                 self._watch = select.epoll()
                 self._watch.register(self._socket, select.EPOLLIN)
                 self._loop.add_reader(self._watch.fileno(), self._ready)
@@ -166,6 +191,7 @@ class UdpSocket:
             if self._queue:
                 self._loop.remove_writer(self._socket)
         self._queue.clear()
+        self._queued_bytes = 0
         self._socket.close()
 
     def local_address(self, local: Local | None, remote: SocketAddress) -> Address | None:
@@ -207,6 +233,31 @@ class UdpSocket:
                 refused = error
         return refused
 
+    def send_burst(
+        self, data: bytes, segment: int, remote: SocketAddress, local: Local | None = None
+    ) -> OSError | None:
+        """Send datagrams of `segment` bytes that stand in `data` one by one; the last one may be shorter.
+
+        At most 64 of them and 65,507 bytes. Otherwise as `send`, whose errors are returned: EMSGSIZE says that the
+        route does not take a datagram of that size.
+        """
+        if len(data) <= segment:
+            return self.send((data,), remote, local)
+        if self._takes_bursts and not self._queue and self.drop is None and not self.is_closed:
+            try:
+                self._transmit_burst(data, segment, remote, local)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                # Perhaps an earlier datagram's ICMP error, or the route's MTU; one by one they will tell. A device
+                # that cannot do it says EIO (udp(7)), and always will.
+                logger.debug("sending a burst to %s failed: %s", remote, error)
+                self._takes_bursts = error.errno not in {errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
+            else:
+                return None
+        view = memoryview(data)
+        return self.send([bytes(view[at : at + segment]) for at in range(0, len(data), segment)], remote, local)
+
     def _send_one(self, data: bytes, remote: SocketAddress, local: Local | None) -> None:
         try:
             self._transmit(data, remote, local)
@@ -230,19 +281,28 @@ class UdpSocket:
         if local is None:
             self._socket.sendto(data, remote)
             return
+        self._socket.sendmsg((data,), (self._control(local),), 0, remote)
+
+    def _transmit_burst(self, data: bytes, segment: int, remote: SocketAddress, local: Local | None) -> None:
+        size = (SOL_UDP, UDP_SEGMENT, SEGMENT_SIZE.pack(segment))
+        controls = (size,) if local is None else (size, self._control(local))
+        self._socket.sendmsg((data,), controls, 0, remote)
+
+    def _control(self, local: Local) -> tuple[int, int, bytes]:
         control = self._controls.get(local)
         if control is None:
             if len(self._controls) > 64:
                 self._controls.clear()
             control = self._controls[local] = local.control()
-        self._socket.sendmsg((data,), (control,), 0, remote)
+        return control
 
     def _enqueue(self, data: bytes, remote: SocketAddress, local: Local | None) -> None:
-        if len(self._queue) >= MAX_QUEUED:
+        if len(self._queue) >= MAX_QUEUED or self._queued_bytes + len(data) > MAX_QUEUED_BYTES:
             return
         if not self._queue:
             self._watch_room(wanted=True)
         self._queue.append((data, remote, local))
+        self._queued_bytes += len(data)
 
     def _writable(self) -> None:
         while self._queue:
@@ -252,7 +312,8 @@ class UdpSocket:
                 return
             except OSError as error:
                 logger.debug("sending to %s failed: %s", self._queue[0][1], error)
-            self._queue.popleft()
+            data, _, _ = self._queue.popleft()
+            self._queued_bytes -= len(data)
         self._watch_room(wanted=False)
 
     def _watch_room(self, *, wanted: bool) -> None:
@@ -270,9 +331,10 @@ class UdpSocket:
 
     def _readable(self) -> None:
         touched: dict[Kind, Receiver] = {}
+        read = 0
         for turn in range(MAX_BATCH):
             try:
-                size, control, flags, remote = self._socket.recvmsg_into((self._buffer,), 64)
+                size, control, flags, remote = self._socket.recvmsg_into((self._buffer,), CONTROL_SPACE)
             except BlockingIOError:
                 if not turn:
                     # No datagram, so it is an error that woke us, and it would do so again.
@@ -286,19 +348,38 @@ class UdpSocket:
             # Port 0 can only be forged, and nothing can be sent to it.
             if not size or not remote[1] or flags & MSG_TRUNC:
                 continue
-            if self.drop is not None and self.drop():
-                continue
-            kind = self._kind(self._buffer[0])
-            receiver = self._receivers.get(kind) if kind is not None else None
-            if kind is None or receiver is None:
-                continue
-            touched[kind] = receiver
-            source = _without_flow(remote)
-            receiver.datagram_received(self, bytes(self._view[:size]), source, self._local(control))
-            if self.is_closed:
+            segment = size
+            for level, kind, data in control:
+                if kind == UDP_GRO and level == SOL_UDP:
+                    segment = max(1, GRO_SIZE.unpack(data)[0])
+            self._hand_over(bytes(self._view[:size]), segment, _without_flow(remote), self._local(control), touched)
+            read += size
+            if self.is_closed or read >= MAX_BATCH_BYTES:
                 break
         for receiver in touched.values():
             receiver.batch_ended(self)
+
+    def _hand_over(
+        self, data: bytes, segment: int, remote: SocketAddress, local: Local | None, touched: dict[Kind, Receiver]
+    ) -> None:
+        """Give what one read has brought to whom it is for: mostly all of it to one."""
+        if len(data) > segment:
+            # The first bytes tell; the kernel joins what comes from one socket, whatever it is.
+            if self.drop is not None or len({first & 0xC0 for first in data[::segment]}) > 1:
+                for at in range(0, len(data), segment):
+                    self._hand_over(data[at : at + segment], segment, remote, local, touched)
+                return
+        elif self.drop is not None and self.drop():
+            return
+        kind = self._kind(data[0])
+        receiver = self._receivers.get(kind) if kind is not None else None
+        if kind is None or receiver is None:
+            return
+        touched[kind] = receiver
+        if len(data) > segment:
+            receiver.burst_received(self, data, segment, remote, local)
+        else:
+            receiver.datagram_received(self, data, remote, local)
 
     def _drain_errors(self) -> None:
         """Read what the kernel has queued, up to a bound; receivers hear of it later, as we may be inside of one."""
@@ -372,3 +453,14 @@ def socket_address(address: Address) -> SocketAddress:
 
 def _without_flow(remote: SocketAddress) -> SocketAddress:
     return (remote[0], remote[1], 0, remote[3]) if len(remote) == 4 and remote[2] else remote
+
+
+def _has_option(sock: socket.socket, option: int, value: int) -> bool:
+    """Set an option of UDP, if the system has it."""
+    if sys.platform != "linux":
+        return False
+    try:
+        sock.setsockopt(SOL_UDP, option, value)
+    except OSError:
+        return False
+    return True

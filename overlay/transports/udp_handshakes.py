@@ -1,0 +1,138 @@
+"""How raw UDP's handshakes begin and end: the TLS profile, and who is told."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from functools import cache
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from overlay.errors import HandshakeError, SelfDial
+from overlay.identity import Identity, PeerId
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.gate import HandshakeGate
+from overlay.protocol.udp.aead import Aead
+from overlay.protocol.udp.cookie import SECRET_SIZE, ResetTokens
+from overlay.transports import tls
+from overlay.transports.base import Accepted, ConnectionHandler, Role
+from overlay.transports.udp_connection import UdpLink
+from overlay.transports.udp_driver import Driver
+
+logger = logging.getLogger(__name__)
+
+ALPN: Final = b"overlay-udp/1"
+
+
+class DialOutcome:
+    """The handshake of a connection that we make.
+
+    Attributes:
+        result: the connection, or why there is none.
+    """
+
+    def __init__(self, drivers: set[Driver], handler: ConnectionHandler) -> None:
+        self.result: asyncio.Future[UdpLink] = asyncio.get_running_loop().create_future()
+        self._drivers = drivers
+        self._handler = handler
+
+    def proven(self, driver: Driver, peer: PeerId) -> UdpLink:
+        """The acceptor has proven the key that was dialled: TLS lets no other one come so far."""
+        link = UdpLink(driver, peer, Role.DIALER, self._handler)
+        if self.result.done():
+            link.discard()
+        else:
+            self.result.set_result(link)
+        return link
+
+    def failed(self, error: Exception) -> None:
+        """Tell whoever dials."""
+        if not self.result.done():
+            self.result.set_exception(error)
+
+    def forgotten(self, driver: Driver) -> None:
+        """Nothing is left of it."""
+        self._drivers.discard(driver)
+
+
+class ArrivalOutcome:
+    """The handshake of a connection that somebody makes to us; it holds a place at the gate.
+
+    Args:
+        own: our key.
+        drivers: those of the transport.
+        accepted: the transport's callback.
+        gate: where `enter` was called for `host`.
+        host: where the stranger is.
+    """
+
+    def __init__(self, own: PeerId, drivers: set[Driver], accepted: Accepted, gate: HandshakeGate, host: str) -> None:
+        self._own = own
+        self._drivers = drivers
+        self._accepted = accepted
+        self._gate: HandshakeGate | None = gate
+        self._host = host
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def arm(self, driver: Driver, timeout: float) -> None:
+        """Give the handshake, and the closing time after a failed one, `timeout` seconds."""
+        self._deadline = asyncio.get_running_loop().call_later(timeout, self._expired, driver)
+
+    def proven(self, driver: Driver, peer: PeerId) -> UdpLink | None:
+        """TLS is content; now admission decides, before any state of a session exists."""
+        if peer == self._own:
+            driver.fail(SelfDial("the dialler has our own key"), CloseCode.SELF_DIAL)
+            return None
+        self._leave()
+        link = UdpLink(driver, peer, Role.ACCEPTOR, None)
+        try:
+            link.handler = self._accepted(link)
+        except HandshakeError as refusal:
+            # Its key is proven, so the reason is sealed for it.
+            driver.core.close(refusal.code, str(refusal))
+            return None
+        return link
+
+    def failed(self, error: Exception) -> None:
+        """Nobody waits for it."""
+        logger.debug("a handshake from %s failed: %s", self._host, error)
+
+    def forgotten(self, driver: Driver) -> None:
+        """Leave the gate. A failed handshake keeps its place until now, as its closing time costs memory too."""
+        self._drivers.discard(driver)
+        self._leave()
+
+    def _expired(self, driver: Driver) -> None:
+        driver.fail(HandshakeError("took too long"), CloseCode.HANDSHAKE_TIMEOUT)
+        driver.forget()
+
+    def _leave(self) -> None:
+        if self._gate is not None:
+            self._gate.leave(self._host)
+            self._gate = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def udp_profile(identity: Identity) -> tls.Profile:
+    """TLS as raw UDP has it.
+
+    One key-exchange group: the ClientHello has 244 bytes instead of 1,451, and fits into one packet of any link. Two
+    cipher suites, as one of them becomes the packets' cipher; see `overlay.protocol.udp.aead` for the order.
+    """
+    fastest = _fastest()
+    suites = tuple(aead.suite for aead in sorted(Aead, key=lambda aead: aead is not fastest))
+    return tls.Profile(identity, ALPN, curve=ec.SECP256R1(), suites=suites, own_order=fastest is Aead.CHACHA20_POLY1305)
+
+
+def reset_tokens(identity: Identity) -> ResetTokens:
+    """The makers of our reset tokens: the same after a restart, as they follow from our key by a one-way function."""
+    key = identity.private_key.private_bytes_raw()
+    return ResetTokens(hashlib.blake2b(key, digest_size=SECRET_SIZE, person=b"overlay resets").digest())
+
+
+@cache
+def _fastest() -> Aead:
+    return Aead.fastest(time.perf_counter)
