@@ -29,6 +29,7 @@ TESTED_ELSEWHERE = {
     "protocol/udp/handshake_states": "test_udp_handshake.py: the table of its states",
     "transports/__init__": "it is empty",
     "transports/base": "test_conformance.py",
+    "transports/handshakes": "test_quic_hostile.py and test_udp.py: what both have in common",
     "transports/memory": "test_conformance.py",
     "transports/quic_connection": "test_quic.py",
     "transports/quic_handshakes": "test_quic_hostile.py",

@@ -211,7 +211,7 @@ class Handshake(Protocol):
     def completed(self, driver: "Driver") -> QuicLink | None:
         """The TLS handshake is done: check `engine.proven`; None when the engine was closed instead."""
 
-    def failed(self, driver: "Driver", error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         """It will not be done."""
 
     def forgotten(self, driver: "Driver") -> None:
@@ -389,7 +389,7 @@ class Driver:
     def _end_handshake(self, error: Exception) -> None:
         if self._handshaking:
             self._handshaking = False
-            self._handshake.failed(self, error)
+            self._handshake.failed(error)
 
     def _send(self, datagrams: list[tuple[bytes, SocketAddress]]) -> None:
         remote = datagrams[0][1]

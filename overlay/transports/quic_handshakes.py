@@ -1,7 +1,5 @@
 """How QUIC handshakes end, and what is answered to strangers without keeping anything for them."""
 
-import asyncio
-import logging
 import os
 from typing import Final
 
@@ -17,25 +15,15 @@ from overlay.errors import HandshakeError, SelfDial
 from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
-from overlay.transports.base import Accepted, ConnectionHandler, Role
+from overlay.transports.base import Accepted, Role
+from overlay.transports.handshakes import Arrival, Dial
 from overlay.transports.quic_connection import Driver, QuicLink
-
-logger = logging.getLogger(__name__)
 
 CONNECTION_ID_BYTES: Final = 8
 
 
-class DialHandshake:
-    """The handshake of a connection that we make.
-
-    Attributes:
-        result: the connection, or why there is none.
-    """
-
-    def __init__(self, drivers: set[Driver], handler: ConnectionHandler) -> None:
-        self.result: asyncio.Future[QuicLink] = asyncio.get_running_loop().create_future()
-        self._drivers = drivers
-        self._handler = handler
+class DialHandshake(Dial[QuicLink, Driver]):
+    """The handshake of a connection that we make."""
 
     def completed(self, driver: Driver) -> QuicLink | None:
         """The server has proven the key that was dialled: `Engine` lets no other one come so far."""
@@ -50,18 +38,9 @@ class DialHandshake:
             self.result.set_result(link)
         return link
 
-    def failed(self, driver: Driver, error: Exception) -> None:  # noqa: ARG002 - an ArrivalHandshake may need it
-        """Tell whoever dials."""
-        if not self.result.done():
-            self.result.set_exception(error)
 
-    def forgotten(self, driver: Driver) -> None:
-        """Nothing is left of it."""
-        self._drivers.discard(driver)
-
-
-class ArrivalHandshake:
-    """The handshake of a connection that somebody makes to us; it holds a place at the gate.
+class ArrivalHandshake(Arrival[Driver]):
+    """The handshake of a connection that somebody makes to us.
 
     Args:
         identity: ours.
@@ -74,16 +53,9 @@ class ArrivalHandshake:
     def __init__(
         self, identity: Identity, drivers: set[Driver], accepted: Accepted, gate: HandshakeGate, host: str
     ) -> None:
+        super().__init__(drivers, gate, host)
         self._identity = identity
-        self._drivers = drivers
         self._accepted = accepted
-        self._gate: HandshakeGate | None = gate
-        self._host = host
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def arm(self, driver: Driver, timeout: float) -> None:
-        """Give the handshake, and the closing time after a failed one, `timeout` seconds."""
-        self._deadline = asyncio.get_running_loop().call_later(timeout, self._expired, driver)
 
     def completed(self, driver: Driver) -> QuicLink | None:
         """TLS is content; a client without a certificate gets so far, and no further."""
@@ -102,27 +74,6 @@ class ArrivalHandshake:
             driver.fail(refusal, refusal.code)
             return None
         return link
-
-    def failed(self, driver: Driver, error: Exception) -> None:  # noqa: ARG002 - a DialHandshake may need it
-        """Nobody waits for it."""
-        logger.debug("a handshake from %s failed: %s", self._host, error)
-
-    def forgotten(self, driver: Driver) -> None:
-        """Leave the gate. A failed handshake keeps its place until now, as its closing time costs memory too."""
-        self._drivers.discard(driver)
-        self._leave()
-
-    def _expired(self, driver: Driver) -> None:
-        driver.fail(HandshakeError("took too long"), CloseCode.HANDSHAKE_TIMEOUT)
-        driver.forget()
-
-    def _leave(self) -> None:
-        if self._gate is not None:
-            self._gate.leave(self._host)
-            self._gate = None
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 def version_negotiation(header: QuicHeader) -> bytes:

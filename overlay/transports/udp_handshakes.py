@@ -1,8 +1,6 @@
 """How raw UDP's handshakes begin and end: the TLS profile, and who is told."""
 
-import asyncio
 import hashlib
-import logging
 import time
 from functools import cache
 from typing import Final
@@ -16,26 +14,16 @@ from overlay.protocol.gate import HandshakeGate
 from overlay.protocol.udp.aead import Aead
 from overlay.protocol.udp.cookie import SECRET_SIZE, ResetTokens
 from overlay.transports import tls
-from overlay.transports.base import Accepted, ConnectionHandler, Role
+from overlay.transports.base import Accepted, Role
+from overlay.transports.handshakes import Arrival, Dial
 from overlay.transports.udp_connection import UdpLink
 from overlay.transports.udp_driver import Driver
-
-logger = logging.getLogger(__name__)
 
 ALPN: Final = b"overlay-udp/1"
 
 
-class DialOutcome:
-    """The handshake of a connection that we make.
-
-    Attributes:
-        result: the connection, or why there is none.
-    """
-
-    def __init__(self, drivers: set[Driver], handler: ConnectionHandler) -> None:
-        self.result: asyncio.Future[UdpLink] = asyncio.get_running_loop().create_future()
-        self._drivers = drivers
-        self._handler = handler
+class DialOutcome(Dial[UdpLink, Driver]):
+    """The handshake of a connection that we make."""
 
     def proven(self, driver: Driver, peer: PeerId) -> UdpLink:
         """The acceptor has proven the key that was dialled: TLS lets no other one come so far."""
@@ -46,18 +34,9 @@ class DialOutcome:
             self.result.set_result(link)
         return link
 
-    def failed(self, error: Exception) -> None:
-        """Tell whoever dials."""
-        if not self.result.done():
-            self.result.set_exception(error)
 
-    def forgotten(self, driver: Driver) -> None:
-        """Nothing is left of it."""
-        self._drivers.discard(driver)
-
-
-class ArrivalOutcome:
-    """The handshake of a connection that somebody makes to us; it holds a place at the gate.
+class ArrivalOutcome(Arrival[Driver]):
+    """The handshake of a connection that somebody makes to us.
 
     Args:
         own: our key.
@@ -68,16 +47,9 @@ class ArrivalOutcome:
     """
 
     def __init__(self, own: PeerId, drivers: set[Driver], accepted: Accepted, gate: HandshakeGate, host: str) -> None:
+        super().__init__(drivers, gate, host)
         self._own = own
-        self._drivers = drivers
         self._accepted = accepted
-        self._gate: HandshakeGate | None = gate
-        self._host = host
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def arm(self, driver: Driver, timeout: float) -> None:
-        """Give the handshake, and the closing time after a failed one, `timeout` seconds."""
-        self._deadline = asyncio.get_running_loop().call_later(timeout, self._expired, driver)
 
     def proven(self, driver: Driver, peer: PeerId) -> UdpLink | None:
         """TLS is content; now admission decides, before any state of a session exists."""
@@ -93,27 +65,6 @@ class ArrivalOutcome:
             driver.core.close(refusal.code, str(refusal))
             return None
         return link
-
-    def failed(self, error: Exception) -> None:
-        """Nobody waits for it."""
-        logger.debug("a handshake from %s failed: %s", self._host, error)
-
-    def forgotten(self, driver: Driver) -> None:
-        """Leave the gate. A failed handshake keeps its place until now, as its closing time costs memory too."""
-        self._drivers.discard(driver)
-        self._leave()
-
-    def _expired(self, driver: Driver) -> None:
-        driver.fail(HandshakeError("took too long"), CloseCode.HANDSHAKE_TIMEOUT)
-        driver.forget()
-
-    def _leave(self) -> None:
-        if self._gate is not None:
-            self._gate.leave(self._host)
-            self._gate = None
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 def udp_profile(identity: Identity) -> tls.Profile:
