@@ -52,6 +52,13 @@ class Path:
     """This side has made it."""
     rtt: float | None
     """Smoothed round-trip time in seconds; None before the first sample."""
+    mtu: int | None
+    """Bytes of the largest packet that it is known to carry: a datagram's content with `quic` and `udp`, an IP packet
+    with `tcp`; None where that is not known."""
+    loss: float | None
+    """The share of the packets sent so far that were taken for lost, 0 to 1; None where that is not known."""
+    congestion_window: int | None
+    """Bytes that may be on their way to the peer at once; None where that is not known."""
     bytes_sent: int
     bytes_received: int
     origin: Origin

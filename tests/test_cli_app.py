@@ -122,7 +122,7 @@ def test_a_key_in_use_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("transport", ["quic", "udp", "tcp"])
 def test_ping_tells_time_and_path(tmp_path: Path, transport: str) -> None:
     """One line per ping with the path it took, and a summary; a ping is no `send`."""
-    with receiving(tmp_path / "inbox", "--once", "--transport", transport) as receiver:
+    with receiving(tmp_path / "inbox", "--once") as receiver:
         arguments = ("-c", "3", "--interval", "0", "--transport", transport)
         pinged = overlay("ping", *LISTEN, receiver.ticket, *arguments, "--json")
         assert (pinged.code, pinged.err) == (0, "")
@@ -133,9 +133,17 @@ def test_ping_tells_time_and_path(tmp_path: Path, transport: str) -> None:
         assert all(one["rtt_ms"] > 0 and one["path"].startswith(f"{transport}://127.0.0.1:") for one in pongs)
         assert (summary["event"], summary["sent"], summary["answered"]) == ("summary", 3, 3)
         assert summary["min_ms"] <= summary["avg_ms"] <= summary["max_ms"]
+        [path] = summary["paths"]
+        assert path["path"] == pongs[0]["path"]
+        assert path["rtt_ms"] > 0
+        assert path["mtu"] >= 1200
+        assert path["loss"] == 0
+        assert path["congestion_window"] > 2400
         words = overlay("ping", *LISTEN, receiver.ticket, *arguments)
         assert re.search(rf"3: \d+\.\d\d ms over {transport}://127", words.out)
         assert "3 sent, 3 answered, min/avg/max" in words.out
+        told = rf"{transport}://127\.0\.0\.1:\d+: rtt \d+\.\d\d ms, MTU \d+ bytes, loss 0\.0 %, window [\d.]+ [KM]iB"
+        assert re.search(told, words.out)
         assert receiver.process.poll() is None
 
 

@@ -1,11 +1,13 @@
 """TCP connections: frames and streams arrive, back-pressure holds, every end is told once, nothing is left."""
 
 import asyncio
+import dataclasses
 import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 import uvloop
@@ -544,7 +546,8 @@ async def test_when_what_fills_a_segment_does_not_arrive_small_ones_are_tried(
 ) -> None:
     """As behind a link that drops what is too big without a word; the next dial begins with small ones."""
     monkeypatch.setattr("overlay.transports.tcp._SMALL_AFTER", 0.05)
-    lost = TcpInfo(0, 0, 0.01, 0, unacknowledged=unacknowledged, delivered=1, received=0, out_of_order=out_of_order)
+    fields: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(TcpInfo)), 0)
+    lost = TcpInfo(**fields | {"rtt": 0.01, "unacknowledged": unacknowledged, "out_of_order": out_of_order})
     monkeypatch.setattr("overlay.transports.tcp.tcp_info", lambda _: lost)
     async with node() as dialler, node() as acceptor, slow_relay(acceptor.address, 0.3) as (address, segments):
         for _ in range(2):

@@ -113,12 +113,36 @@ def path_document(path: Path) -> dict[str, Any]:
     return {
         "transport": path.transport,
         "remote": str(path.remote),
-        "rtt_ms": None if path.rtt is None else round(1000 * path.rtt, 3),
+        **quality_document(path),
         "purpose": path.origin.purpose,
         "connect_ms": None if path.origin.seconds is None else round(1000 * path.origin.seconds, 1),
         "tried": [str(attempt) for attempt in path.origin.attempts],
         "why": str(path.origin),
     }
+
+
+def quality_document(path: Path) -> dict[str, Any]:
+    """What the transport measures on a path; null where it does not know."""
+    return {
+        "rtt_ms": None if path.rtt is None else round(1000 * path.rtt, 3),
+        "mtu": path.mtu,
+        "loss": None if path.loss is None else round(path.loss, 5),
+        "congestion_window": path.congestion_window,
+    }
+
+
+def quality_text(path: Path) -> str:
+    """The same for people: `rtt 20.10 ms, MTU 1472 bytes, loss 0.1 %, window 64.0 KiB`, less what is not known."""
+    parts = []
+    if path.rtt is not None:
+        parts.append(f"rtt {1000 * path.rtt:.2f} ms")
+    if path.mtu is not None:
+        parts.append(f"MTU {path.mtu} bytes")
+    if path.loss is not None:
+        parts.append(f"loss {100 * path.loss:.1f} %")
+    if path.congestion_window is not None:
+        parts.append(f"window {size_text(path.congestion_window)}")
+    return ", ".join(parts)
 
 
 def stderr_console() -> Console:

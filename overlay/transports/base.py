@@ -136,6 +136,21 @@ class Connection(ABC):
     def probe_timeout(self) -> float | None:
         """After how many seconds without an answer the transport itself would probe (RFC 9002 section 6.2.1)."""
 
+    @property
+    def mtu(self) -> int | None:
+        """Bytes of the largest packet that the path is known to carry, counted as `Path.mtu` says; None: unknown."""
+        return None
+
+    @property
+    def loss(self) -> float | None:
+        """The share of the packets sent so far that the transport takes for lost, 0 to 1; None: unknown."""
+        return None
+
+    @property
+    def congestion_window(self) -> int | None:
+        """Bytes that may be on their way at once (RFC 9002 section 7); None: unknown."""
+        return None
+
     @abstractmethod
     def last_progress(self) -> float:
         """When the peer last showed, by `time.monotonic`, that it is there and hears us.

@@ -206,7 +206,17 @@ class Engine(QuicConnection):
         """
         if not self._loss.bytes_in_flight:
             return self.last_heard
-        return cast("ApplicationLimitedReno", self._loss._cc).last_acknowledged
+        return self.congestion.last_acknowledged
+
+    @property
+    def congestion(self) -> ApplicationLimitedReno:
+        """The congestion control, which also counts what was sent and lost."""
+        return cast("ApplicationLimitedReno", self._loss._cc)
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the largest datagram that it sends."""
+        return self._max_datagram_size
 
     @property
     def max_datagram(self) -> int:

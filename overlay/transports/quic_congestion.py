@@ -1,5 +1,6 @@
 """Congestion control for QUIC, registered with aioquic under the name OVERLAY."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from aioquic.quic.congestion.base import register_congestion_control
@@ -25,10 +26,15 @@ class ApplicationLimitedReno(RenoCongestionControl):
         self._rtt = 0.0
         self.last_acknowledged = 0.0
         """When the peer last acknowledged a packet."""
+        self.sent = 0
+        """Packets so far that were to be acknowledged."""
+        self.lost = 0
+        """Those of them that were taken for lost."""
 
     def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
         """Note how full the window is."""
         super().on_packet_sent(packet=packet)
+        self.sent += 1
         self._peak = max(self._peak, self.bytes_in_flight)
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
@@ -41,6 +47,12 @@ class ApplicationLimitedReno(RenoCongestionControl):
         self.last_acknowledged = now
         if window > 2 * max(self._peak, self._last_peak):
             self.congestion_window = min(window, self.congestion_window)
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
+        """Count them."""
+        packets = list(packets)
+        self.lost += len(packets)
+        super().on_packets_lost(now=now, packets=packets)
 
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         """Note how long a round trip takes."""

@@ -88,6 +88,22 @@ class QuicLink(Connection):
         """In seconds, without backoff (RFC 9002 section 6.2.1)."""
         return self._engine.probe_timeout
 
+    @property
+    def mtu(self) -> int:
+        """Bytes of the largest datagram that it sends: those of QUIC's smallest, as it does not look for larger ones."""
+        return self._engine.mtu
+
+    @property
+    def loss(self) -> float | None:
+        """The share of the packets sent so far that were lost (RFC 9002 section 6.1)."""
+        congestion = self._engine.congestion
+        return congestion.lost / congestion.sent if congestion.sent else None
+
+    @property
+    def congestion_window(self) -> int:
+        """Bytes that may be in flight (RFC 9002 section 7)."""
+        return self._engine.congestion.congestion_window
+
     def last_progress(self) -> float:
         """See `Connection.last_progress`: by QUIC's acknowledgements."""
         return self._engine.last_progress

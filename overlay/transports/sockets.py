@@ -26,10 +26,11 @@ _BACKLOG = 128
 _PORT_ATTEMPTS = 16
 """A port that is free for one protocol is rarely taken for the other; 16 times
 in a row, something else is wrong."""
-_TCP_INFO = struct.Struct("=24xI24xII8xII52xQ56xI28xI")
-"""The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: tcpi_unacked (segments) at 24,
-tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56, tcpi_rtt and tcpi_rttvar (us) at 68 and 72,
-tcpi_bytes_received at 128, tcpi_delivered (segments) at 192, tcpi_rcv_ooopack at 224, since Linux 5.4."""
+_TCP_INFO = struct.Struct("=16xI4xI24xIII4xII4xI16xI24xQ20xI32xI28xI")
+"""The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: tcpi_snd_mss at 16, tcpi_unacked
+(segments) at 24, tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56, tcpi_pmtu at 60, tcpi_rtt and
+tcpi_rttvar (us) at 68 and 72, tcpi_snd_cwnd (segments) at 80, tcpi_total_retrans at 100, tcpi_bytes_received at 128,
+tcpi_data_segs_out at 156, tcpi_delivered (segments) at 192, tcpi_rcv_ooopack at 224, since Linux 5.4."""
 _TCP_INFO_SIZE = _TCP_INFO.size
 _LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
@@ -156,6 +157,14 @@ class TcpInfo:
     """Bytes that have come in order."""
     out_of_order: int
     """Segments that came before one that is missing."""
+    mtu: int
+    """Bytes of an IP packet: what the path is known to carry."""
+    congestion_window: int
+    """Bytes that may be on their way at once."""
+    sent: int
+    """Segments with data, repeated ones too."""
+    repeated: int
+    """Segments that were sent again."""
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
@@ -168,7 +177,8 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         return None
     if len(raw) < _TCP_INFO_SIZE:
         return None
-    unacknowledged, since_data, since_ack, rtt, variance, received, delivered, out_of_order = _TCP_INFO.unpack(raw)
+    segment, unacknowledged, since_data, since_ack, mtu, rtt, variance, window, *counts = _TCP_INFO.unpack(raw)
+    repeated, received, sent, delivered, out_of_order = counts
     return TcpInfo(
         since_data=since_data / 1e3,
         since_ack=since_ack / 1e3,
@@ -178,6 +188,10 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         delivered=delivered,
         received=received,
         out_of_order=out_of_order,
+        mtu=mtu,
+        congestion_window=window * segment,
+        sent=sent,
+        repeated=repeated,
     )
 
 

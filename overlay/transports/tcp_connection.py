@@ -163,6 +163,24 @@ class TcpConnection(Connection):
         info = tcp_info(self._sock)
         return None if info is None or not info.rtt else info.rtt + max(4 * info.variance, _MINIMUM_TIMEOUT)
 
+    @property
+    def mtu(self) -> int | None:
+        """Bytes of the largest IP packet, as the kernel knows the path."""
+        info = tcp_info(self._sock)
+        return None if info is None else info.mtu
+
+    @property
+    def loss(self) -> float | None:
+        """The share of the segments with data sent so far that were sent again."""
+        info = tcp_info(self._sock)
+        return None if info is None or not info.sent else min(1.0, info.repeated / info.sent)
+
+    @property
+    def congestion_window(self) -> int | None:
+        """Bytes that may be in flight, by the kernel's count of segments."""
+        info = tcp_info(self._sock)
+        return None if info is None else info.congestion_window
+
     def last_progress(self) -> float:
         """See `Connection.last_progress`; as exact as it is asked often.
 
