@@ -68,9 +68,9 @@ class Config:
     listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")
     """`host:port` each; UDP and TCP are bound alike. Port 0 takes one free port, the same for both protocols and, if
     it is free there too, for all entries. A family that the machine lacks is left out unless it is the only one."""
-    transports: tuple[str, ...] = ("quic", "tcp")
-    """Which transports to use, the preferred one first. Raw UDP, `udp`, is used where it is named, as in
-    ("quic", "udp", "tcp"): it is young."""
+    transports: tuple[str, ...] = ("quic", "udp", "tcp")
+    """Which transports to use, the preferred one first. `udp` is raw UDP: for networks that recognise and drop QUIC,
+    and for links that carry less than QUIC's 1200 bytes."""
     resume_timeout: float = 120.0
     """How long a session outlives its last connection: longer than a reboot of a home router takes."""
     dial_timeout: float = 30.0

@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("transport", ["quic", "udp", "tcp"])
 def test_a_file_arrives_and_both_sides_report_it(tmp_path: Path, file: Path, transport: str) -> None:
     """The JSON of both sides names the same bytes; `--once` ends with the sender."""
-    with receiving(tmp_path / "inbox", "--once", "--transport", transport) as receiver:
+    with receiving(tmp_path / "inbox", "--once") as receiver:
         sent = send(file, receiver.ticket, "--json", "--transport", transport)
         assert (sent.code, sent.err) == (0, "")
         document = sent.json
@@ -156,11 +156,11 @@ def test_nobody_there_is_unreachable(tmp_path: Path, file: Path) -> None:
     assert sent.code == 3
     first, *attempts = sent.err.splitlines()
     assert first.startswith("overlay: cannot reach ")
-    assert len(attempts) == 2
+    assert len(attempts) == 3
     assert all(line.startswith("  ") for line in attempts)
     document = send(file, ticket, "--timeout", "0.5", "--json").json
     assert document["exit_code"] == 3
-    assert len(document["attempts"]) == 2
+    assert len(document["attempts"]) == 3
 
 
 def test_somebody_else_is_a_wrong_identity(tmp_path: Path, file: Path) -> None:

@@ -27,6 +27,6 @@ def test_a_setting_that_cannot_work_is_named(settings: dict[str, object], part: 
 def test_the_defaults_are_valid_and_frozen() -> None:
     """They are what the README shows."""
     config = Config()
-    assert config.transports == ("quic", "tcp")
+    assert config.transports == ("quic", "udp", "tcp")
     with pytest.raises(AttributeError):
         config.dial_timeout = 1  # type: ignore[misc]

@@ -122,6 +122,7 @@ async def test_ports_that_never_answer_are_told_with_every_attempt() -> None:
             assert sorted(one.address for one in caught.value.attempts) == [
                 f"quic://127.0.0.1:{port}",
                 f"tcp://127.0.0.1:{port}",
+                f"udp://127.0.0.1:{port}",
             ]
             assert all(isinstance(one.cause, TimeoutError) for one in caught.value.attempts)
             await nothing_is_left(client)
@@ -190,7 +191,7 @@ async def test_some_networks_are_never_dialled() -> None:
     async with Endpoint(Identity.generate(), SOCKETS) as server, Endpoint(Identity.generate(), config) as client:
         with pytest.raises(DialError, match="never_dial") as caught:
             await client.connect(server.ticket)
-        assert [type(one.cause) for one in caught.value.attempts] == [PermissionError] * 2
+        assert [type(one.cause) for one in caught.value.attempts] == [PermissionError] * 3
 
 
 async def test_several_callers_share_one_dial() -> None:

@@ -97,7 +97,7 @@ def overlay(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Send files to a key instead of an address, over QUIC or TCP, whatever works, even if it breaks on the way.
+    """Send files to a key instead of an address, over QUIC, UDP or TCP, whatever works, even if it breaks on the way.
 
     On one machine: `overlay receive`. It prints a ticket. On the other one: `overlay send FILE TICKET`.
 

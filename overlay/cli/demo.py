@@ -213,7 +213,7 @@ def _report(options: DemoOptions, console: Console, result: Result) -> None:
             }
         )
         return
-    names = [name for name in ("quic", "tcp") if name in received]
+    names = [name for name in ("quic", "udp", "tcp") if name in received]
     table = Table(title=f"{size_text(receipt.size)} in {result.seconds:.1f} s, by key")
     for title in ("", *names, "longest stall"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)

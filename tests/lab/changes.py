@@ -28,13 +28,13 @@ FLOW = re.compile(r"src=\S+ dst=\S+ sport=\d+ dport=\d+ .*?src=\S+ dst=(\S+) spo
 """A line of conntrack(8): a connection as it is inside, and its answers as they come from outside."""
 
 
-def lose_udp(side: Side) -> Change:
-    """UDP from one side vanishes."""
+def lose_udp(side: Side, *firewalls: Firewall) -> Change:
+    """UDP from one side vanishes; beside that, the internet has firewalls."""
 
     def change(site: Site) -> None:
         interface = site.links[f"wan_{side}"].interface(site.internet)
         rule = f'iifname "{interface}" meta l4proto udp drop'
-        site.internet.set_firewall(Firewall("UDP_ONE_WAY", f"UDP from {side} vanishes.", (rule,)))
+        site.internet.set_firewall(Firewall("UDP_ONE_WAY", f"UDP from {side} vanishes.", (rule,)), *firewalls)
 
     return change
 
@@ -61,7 +61,7 @@ def restart(transport: str) -> Change:
     """The router at a loses its power, and the transfer passes through it again.
 
     Args:
-        transport: over which the transfer goes, "quic" or "tcp".
+        transport: over which the transfer goes.
     """
 
     def change(site: Site) -> None:

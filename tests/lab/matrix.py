@@ -16,6 +16,8 @@ from lab.transfer import Outcome, transfer
 COLUMNS = ("scenario", "transport", "connected after", "longest stall", "goodput")
 
 ATTEMPT = re.compile(r"(?P<address>\S+): \w+ failed after \d+ ms: (?P<cause>.*)")
+PREFERENCE = ("quic", "udp", "tcp")
+"""The order in which the race tries them."""
 SILENCE = "no answer in time"
 TOO_LONG = errno.EMSGSIZE
 NETWORK = frozenset(
@@ -157,13 +159,15 @@ def _faults_of_the_first_path(scenario: Scenario, outcome: Outcome, tried: list[
         faults.append(f"the first path is not {' or '.join(scenario.first)}: {first['why']}")
     if first["purpose"] != "connect":
         faults.append(f"the first path was not made to connect: {first['why']}")
-    if scenario.first == ("tcp",):
-        quic = [attempt for attempt in tried if attempt.address.startswith("quic://")]
-        if len(quic) != 1 or quic[0].address.removeprefix("quic") != first["remote"].removeprefix("tcp"):
-            faults.append(f"QUIC was not tried once, at the address where TCP answers: {tried}")
-        if any(attempt.cause != SILENCE and attempt.number != TOO_LONG for attempt in quic):
-            faults.append(f"QUIC was neither waiting for an answer nor too long for the MTU: {quic}")
-        if len(quic) != len(tried):
+    if len(scenario.first) == 1:
+        before = PREFERENCE[: PREFERENCE.index(scenario.first[0])]
+        at = first["remote"].partition("://")[2]
+        wanted = [attempt for attempt in tried if attempt.address.partition("://")[0] in before]
+        if before and sorted(attempt.address for attempt in wanted) != sorted(f"{name}://{at}" for name in before):
+            faults.append(f"{' and '.join(before)} were not tried once, at the address that answers: {tried}")
+        if any(attempt.cause != SILENCE and attempt.number != TOO_LONG for attempt in wanted):
+            faults.append(f"what is preferred was neither waiting for an answer nor too long for the MTU: {wanted}")
+        if any(attempt.address == first["remote"] for attempt in tried):
             faults.append(f"the fallback itself has failed before: {tried}")
     return faults
 

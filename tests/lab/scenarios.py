@@ -20,7 +20,7 @@ KiB = 1024
 MiB = 1024 * KiB
 
 PLAIN = Plan()
-BOTH = ("quic://", "tcp://")
+ALL = ("quic://", "udp://", "tcp://")
 SIDES: tuple[Side, Side] = ("a", "b")
 
 QUIC_FLOWS = Firewall(
@@ -39,8 +39,8 @@ class Scenario:
         plan: of the site.
         wrong: is done to the site before anybody dials.
         dialler: who dials, and sends the file.
-        first: the transports that the first path may have; none: no session comes about. If it is TCP alone, then QUIC
-            must have been tried before, in vain, by the rules of the race.
+        first: the transports that the first path may have; none: no session comes about. If it is one alone, then those
+            that are preferred to it must have been tried before, in vain, by the rules of the race.
         then: transports that must carry a part of the file each, in this order, others between them or not.
         purposes: of a later path, one of these; none: there need not be a later path.
         tried: beginnings of addresses that must stand among what was tried in vain: at the first path, or in the error.
@@ -76,8 +76,8 @@ def scenarios() -> list[Scenario]:
 
 
 def unreachable(name: str, **options: Any) -> Scenario:
-    """A network in which nobody gets in from outside: both transports are tried, and the error says so."""
-    return Scenario(name=name, first=(), tried=BOTH, timeout=2.0, **options)
+    """A network in which nobody gets in from outside: all transports are tried, and the error says so."""
+    return Scenario(name=name, first=(), tried=ALL, timeout=2.0, **options)
 
 
 def both_ways(**options: Any) -> Iterator[Scenario]:
@@ -106,13 +106,24 @@ def _translated() -> Iterator[Scenario]:
 
 
 def _filtered() -> Iterator[Scenario]:
+    yield Scenario(name="all UDP blocked", wrong=_internet(Firewall.UDP_BLOCKED), first=("tcp",))
     for name, firewall in (
-        ("all UDP blocked", Firewall.UDP_BLOCKED),
         ("QUIC recognised and dropped (v1 and v2)", Firewall.QUIC_RECOGNISED),
         ("any long header dropped", Firewall.LONG_HEADERS_BLOCKED),
         ("every packet of QUIC dropped", QUIC_FLOWS),
     ):
-        yield Scenario(name=name, wrong=_internet(firewall), first=("tcp",))
+        yield Scenario(name=name, wrong=_internet(firewall), first=("udp",))
+    yield Scenario(
+        name="every packet of QUIC dropped, TCP blocked",
+        wrong=_internet(QUIC_FLOWS, Firewall.TCP_BLOCKED),
+        first=("udp",),
+    )
+    yield Scenario(
+        name="every packet of QUIC dropped, 100 ms round trip",
+        plan=_with("wan_b", impairment=Impairment(delay=0.05)),
+        wrong=_internet(QUIC_FLOWS),
+        first=("udp",),
+    )
     yield Scenario(
         name="all UDP blocked, 100 ms round trip",
         plan=_with("wan_b", impairment=Impairment(delay=0.05)),
@@ -158,8 +169,11 @@ def _families() -> Iterator[Scenario]:
 def _sizes() -> Iterator[Scenario]:
     hole = _with("wan_b", mtu=1280)
     yield from both_ways(name="MTU 1280 on the way", plan=hole)
-    yield from both_ways(name="MTU 600 on the way", plan=_with("wan_b", mtu=600), first=("tcp",))
-    yield from both_ways(name="MTU 600 at a itself", plan=_with("near_a", mtu=600), first=("tcp",))
+    yield from both_ways(name="MTU 600 on the way", plan=_with("wan_b", mtu=600), first=("udp",))
+    yield from both_ways(name="MTU 600 at a itself", plan=_with("near_a", mtu=600), first=("udp",))
+    yield from both_ways(name="MTU 300 on the way, 10 MB", plan=_with("wan_b", mtu=300), first=("udp",), size=10**7)
+    silent = _nobody_tells()
+    yield from both_ways(name="PMTU black hole at 600", plan=_with("wan_b", mtu=600), wrong=silent, first=("udp",))
     yield from both_ways(name="PMTU black hole at 1280", plan=hole, wrong=_nobody_tells())
     without_udp = _nobody_tells(Firewall.UDP_BLOCKED)
     name = "PMTU black hole at 1280, all UDP blocked"
@@ -174,13 +188,20 @@ def _bad_lines() -> Iterator[Scenario]:
         name="2 s round trip", plan=_with("wan_b", impairment=Impairment(delay=1.0)), size=256 * KiB, timeout=60.0
     )
     lossy = _with("wan_b", impairment=Impairment(delay=0.01, loss=0.3))
-    either = ("quic", "tcp")
+    either = ("quic", "udp", "tcp")
     yield Scenario(name="30 % loss each way", plan=lossy, first=either, size=64 * KiB, timeout=60.0, seconds=120.0)
     shaky = Impairment(
         delay=0.02, jitter=0.02, loss=0.01, reorder=0.05, duplicate=0.02, burst_start=0.002, burst_length=5
     )
     yield Scenario(
         name="jitter, reordering, duplicates, bursts of loss", plan=_with("wan_b", impairment=shaky), size=MiB
+    )
+    yield Scenario(
+        name="the same, every packet of QUIC dropped",
+        plan=_with("wan_b", impairment=shaky),
+        wrong=_internet(QUIC_FLOWS),
+        first=("udp", "tcp"),
+        size=MiB,
     )
     uneven = _with("wan_a", rate=(1e6, 10e6))
     yield Scenario(name="1 Mbit/s up and 10 down at a", plan=uneven, size=384 * KiB)
@@ -194,29 +215,37 @@ def _changing() -> Iterator[Scenario]:
         (0.1, _internet(QUIC_FLOWS)),
         (0.4, _internet(Firewall.UDP_BLOCKED)),
         (0.6, _internet(Firewall.TCP_RESET)),
-        then=("quic", "tcp", "quic"),
+        then=("quic", "udp", "tcp", "quic"),
         purposes=("replace",),
     )
-    for side, other in (SIDES, SIDES[::-1]):
-        yield _under_way(
-            f"UDP lost from {side} to {other} only", (0.2, lose_udp(side)), then=("quic", "tcp"), purposes=("replace",)
-        )
-    yield _under_way(
-        "a NAT forgets, and gives another port", (0.3, rebind), plan=Plan(nat={"a": Nat.PORT_RESTRICTED_REMAPPED})
-    )
+    for transport, firewall in (("quic", Firewall.OPEN), ("udp", QUIC_FLOWS)):
+        for side, other in (SIDES, SIDES[::-1]):
+            yield _under_way(
+                f"UDP lost from {side} to {other} only, over {transport}",
+                (0.2, lose_udp(side, firewall)),
+                wrong=_internet(firewall),
+                first=(transport,),
+                then=(transport, "tcp"),
+                purposes=("replace",),
+            )
     behind = Plan(nat={"a": Nat.PORT_RESTRICTED})
-    for transport, firewall in (("quic", Firewall.OPEN), ("tcp", Firewall.UDP_BLOCKED)):
+    remapped = Plan(nat={"a": Nat.PORT_RESTRICTED_REMAPPED})
+    for transport, firewall in (("quic", Firewall.OPEN), ("udp", QUIC_FLOWS), ("tcp", Firewall.UDP_BLOCKED)):
+        over = {"wrong": _internet(firewall), "first": (transport,)}
+        yield _under_way(f"the router at a restarts, over {transport}", (0.3, restart(transport)), plan=behind, **over)
+        if transport == "tcp":
+            continue
         yield _under_way(
-            f"the router at a restarts, over {transport}",
-            (0.3, restart(transport)),
-            plan=behind,
-            wrong=_internet(firewall),
-            first=(transport,),
+            f"a NAT forgets, and gives another port, over {transport}", (0.3, rebind), plan=remapped, **over
         )
-    yield _under_way("a new WAN address at a", (0.3, readdress("wan_a", "b")), plan=behind)
-    yield _under_way("a itself has a new address", (0.3, readdress("near_a", "b")))
-    # Who is dialled cannot migrate QUIC: either side makes a new path.
-    yield _under_way("b itself has a new address", (0.3, readdress("near_b", "a")), purposes=("inbound", "replace"))
+        yield _under_way(
+            f"a new WAN address at a, over {transport}", (0.3, readdress("wan_a", "b")), plan=behind, **over
+        )
+        yield _under_way(f"a itself has a new address, over {transport}", (0.3, readdress("near_a", "b")), **over)
+        # Who is dialled cannot migrate QUIC: either side makes a new path.
+        purposes = ("inbound", "replace") if transport == "quic" else ()
+        step = (0.3, readdress("near_b", "a"))
+        yield _under_way(f"b itself has a new address, over {transport}", step, purposes=purposes, **over)
     for dialler in SIDES:
         yield _under_way(
             "the link at a down for 20 s", (0.3, unplug(20)), dialler=dialler, stall_at_least=15.0, seconds=120.0
@@ -228,6 +257,13 @@ def _changing() -> Iterator[Scenario]:
             wrong=_nobody_tells(Firewall.UDP_BLOCKED),
             first=("tcp",),
             purposes=("replace", "inbound"),
+        )
+        yield _under_way(
+            "the MTU falls to 1280 without a word, over udp",
+            (0.3, shrink),
+            dialler=dialler,
+            wrong=_nobody_tells(QUIC_FLOWS, Firewall.TCP_BLOCKED),
+            first=("udp",),
         )
 
 

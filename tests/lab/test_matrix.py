@@ -14,6 +14,7 @@ pytestmark = pytest.mark.lab
 
 SILENT = "quic://198.18.3.2:9330: connect failed after 250 ms: no answer in time"
 TOO_LONG = "quic://198.18.3.2:9330: connect failed after 2 ms: [Errno 90] Message too long"
+RAW = SILENT.replace("quic", "udp")
 OURS = "tcp://198.18.3.2:9330: handshake failed after 3 ms: 'NoneType' object is not callable"
 
 
@@ -41,6 +42,7 @@ def unconnected(*attempts: str) -> Outcome:
 
 
 QUIC = Scenario(name="plain")
+UDP = Scenario(name="no QUIC", first=("udp",))
 TCP = Scenario(name="no UDP", first=("tcp",))
 NOBODY = Scenario(name="nobody", first=(), tried=("quic://",))
 CHANGED = Scenario(name="changed", purposes=("replace", "inbound"), stall_at_least=15.0)
@@ -51,8 +53,9 @@ REPLACED = (path("quic", "connect"), path("quic", "replace"))
     ("scenario", "seen"),
     [
         (QUIC, outcome(path("quic", "connect"))),
-        (TCP, outcome(path("tcp", "connect", SILENT))),
-        (TCP, outcome(path("tcp", "connect", TOO_LONG))),
+        (UDP, outcome(path("udp", "connect", SILENT))),
+        (UDP, outcome(path("udp", "connect", TOO_LONG, SILENT.replace("quic", "tcp")))),
+        (TCP, outcome(path("tcp", "connect", SILENT, RAW))),
         (NOBODY, unconnected(SILENT)),
         (CHANGED, outcome(*REPLACED, stall_ms=15_000)),
     ],
@@ -70,11 +73,12 @@ def test_what_is_expected_has_no_fault(scenario: Scenario, seen: Outcome) -> Non
         (QUIC, outcome(path("quic", "connect"), path("quic", "replace", OURS)), "no network makes"),
         (QUIC, replace(outcome(path("quic", "connect")), intact=False), "is not the one that was sent"),
         (QUIC, unconnected(SILENT), "expected quic, and it was: cannot reach"),
-        (TCP, outcome(path("tcp", "connect")), "QUIC was not tried once"),
-        (TCP, outcome(path("tcp", "connect", SILENT, SILENT)), "QUIC was not tried once"),
-        (TCP, outcome(path("tcp", "connect", SILENT.replace("9330", "9331"))), "QUIC was not tried once"),
-        (TCP, outcome(path("tcp", "connect", SILENT.replace("no answer in time", "[Errno 111]"))), "neither waiting"),
-        (TCP, outcome(path("tcp", "connect", SILENT, SILENT.replace("quic", "tcp"))), "the fallback itself has failed"),
+        (UDP, outcome(path("udp", "connect")), "quic were not tried once"),
+        (TCP, outcome(path("tcp", "connect", SILENT)), "quic and udp were not tried once"),
+        (TCP, outcome(path("tcp", "connect", SILENT, SILENT, RAW)), "quic and udp were not tried once"),
+        (UDP, outcome(path("udp", "connect", SILENT.replace("9330", "9331"))), "quic were not tried once"),
+        (UDP, outcome(path("udp", "connect", SILENT.replace("no answer in time", "[Errno 111]"))), "neither waiting"),
+        (UDP, outcome(path("udp", "connect", SILENT, RAW)), "the fallback itself has failed"),
         (NOBODY, unconnected(SILENT, OURS), "no network makes tcp://198.18.3.2:9330 fail so"),
         (NOBODY, unconnected(SILENT.replace("quic", "tcp")), "quic:// was tried in vain"),
         (NOBODY, outcome(path("quic", "connect")), "expected no connection"),
