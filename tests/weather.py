@@ -12,14 +12,14 @@ class Relay:
 
     Attributes:
         port: where it listens, UDP and TCP alike.
-        udp_blocked: drop all datagrams, in both directions.
+        blocked: transports over UDP, "quic" and "udp", whose datagrams are dropped, in both directions.
         datagrams, connections, resets: how many it has seen.
         cuts: counted by whoever makes the weather.
     """
 
     def __init__(self, target: int) -> None:
         self.port = 0
-        self.udp_blocked = False
+        self.blocked: frozenset[str] = frozenset()
         self.datagrams = 0
         self.connections = 0
         self.resets = 0
@@ -68,6 +68,16 @@ class Relay:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
+    def rebind_udp(self) -> None:
+        """Forward the datagrams of all clients from new ports, as a NAT does that has forgotten them."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    def _drops(self, data: bytes) -> bool:
+        """QUIC and raw UDP are told apart by the second bit (RFC 9443)."""
+        return ("quic" if data[0] & 0x40 else "udp") in self.blocked
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
@@ -100,14 +110,17 @@ class Relay:
         client = self._clients.get(address)
         if client is None:
             loop = asyncio.get_running_loop()
-            client, _ = await loop.create_datagram_endpoint(lambda: _Back(self, address), remote_addr=self._target)
-            self._clients[address] = client
+            made, _ = await loop.create_datagram_endpoint(lambda: _Back(self, address), remote_addr=self._target)
+            client = self._clients.setdefault(address, made)
+            if client is not made:
+                # The client's next datagram came meanwhile.
+                made.close()
         client.sendto(data)
 
     def front_received(self, data: bytes, address: tuple[str, int]) -> None:
         """A datagram of a client's."""
         self.datagrams += 1
-        if self.udp_blocked:
+        if self._drops(data):
             return
         client = self._clients.get(address)
         if client is not None:
@@ -119,7 +132,7 @@ class Relay:
 
     def back_received(self, data: bytes, address: tuple[str, int]) -> None:
         """A datagram of the target's."""
-        if not self.udp_blocked and self._udp is not None:
+        if not self._drops(data) and self._udp is not None:
             self._udp.sendto(data, address)
 
 
