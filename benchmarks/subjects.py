@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from workloads import Channel, Dialler, Serve, Subject
 
 from overlay import Address, Config, Endpoint, Identity, Session, Stream, Ticket
+from overlay.protocol.udp.wire import MAXIMUM_DATAGRAM
 
 HOST: Final = "127.0.0.1"
 PROTOCOL: Final = "benchmark/1"
@@ -25,11 +26,15 @@ CERTIFICATE_FILE: Final = "certificate.pem"
 
 
 class Overlay:
-    """Ours, over one transport."""
+    """Ours, over one transport.
 
-    def __init__(self, transport: str) -> None:
-        # As on Ethernet; loopback would carry 64 KiB.
-        self._config = Config(listen=(f"{HOST}:0",), transports=(transport,), largest_datagram=1400)
+    Args:
+        transport: its name.
+        largest_datagram: bytes; as on Ethernet, as loopback would carry 64 KB.
+    """
+
+    def __init__(self, transport: str, largest_datagram: int = 1400) -> None:
+        self._config = Config(listen=(f"{HOST}:0",), transports=(transport,), largest_datagram=largest_datagram)
         self._transport = transport
 
     @asynccontextmanager
@@ -253,9 +258,11 @@ def write_keys(folder: Path) -> None:
 
 
 def subject(name: str, keys: Path) -> Subject:
-    """The subject of that name: `quic`, `udp`, `tcp`, `aioquic` or `tls`."""
+    """The subject of that name: `quic`, `udp`, `udp-loopback`, `tcp`, `aioquic` or `tls`."""
     if name == "aioquic":
         return PlainAioquic(keys)
     if name == "tls":
         return PlainTls(keys)
+    if name == "udp-loopback":
+        return Overlay("udp", MAXIMUM_DATAGRAM)
     return Overlay(name)

@@ -10,29 +10,31 @@ median. A ratio is ours to the rival's.
 import argparse
 import importlib.util
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal
 
+from processes import Pair, process
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from subjects import subject, write_keys
 
-HERE: Final = Path(__file__).parent
 DELAY: Final = 0.05
 """Seconds each way through the relay."""
 ROUND_TRIP: Final = 2 * DELAY * 1e3
 """The same in ms, there and back."""
 RIVALS: Final = {"quic": "aioquic", "udp": "aioquic", "tcp": "tls"}
+FLOOD: Final = 10_000
+"""Packets of strangers per second: an eighth of what a core answers that has nothing else to do (12 us each)."""
+HELD: Final = 5
+"""Connections that are there while strangers flood."""
 TITLES: Final = {"aioquic": "plain aioquic", "tls": "plain asyncio TLS"}
 
 
@@ -112,66 +114,6 @@ class Row:
         }
 
 
-class Worker:
-    """A process that measures; see `worker.py`."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-        self._name = " ".join(map(str, process.args[1:4])) if isinstance(process.args, list) else ""
-
-    def ask(self, **command: Any) -> Any:
-        """Let it carry out a command; what it answers.
-
-        Raises:
-            RuntimeError: it has ended, and said why on the standard error.
-        """
-        if self._process.stdin is None:
-            raise RuntimeError("a worker is told what to do through a pipe")
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> Any:
-        """What it says next."""
-        line = "" if self._process.stdout is None else self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._name} has failed")
-        return json.loads(line)
-
-
-@contextmanager
-def process(*arguments: str) -> Iterator[Worker]:
-    """Run one of our scripts; it ends with its standard input, or is made to."""
-    root = str(HERE.parent)
-    known = os.environ.get("PYTHONPATH")
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
-    command = [sys.executable, str(HERE / arguments[0]), *arguments[1:]]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as running:
-        try:
-            yield Worker(running)
-            if running.stdin is not None:
-                running.stdin.close()
-            running.wait(30)
-        finally:
-            running.kill()
-
-
-class Pair:
-    """A server's and a dialler's process of one subject."""
-
-    def __init__(self, resources: ExitStack, name: str, keys: Path, loop: str) -> None:
-        self.name = name
-        self.server = resources.enter_context(process("worker.py", "serve", name, str(keys), loop))
-        self.dialler = resources.enter_context(process("worker.py", "dial", name, str(keys), loop))
-        self.address: str = self.server.answer()
-
-    def measure(self, do: str, **options: Any) -> float:
-        """Let the dialler measure something."""
-        return float(self.dialler.ask(do=do, **({"address": self.address} | options)))
-
-
 class Bench:
     """All measurements.
 
@@ -197,6 +139,9 @@ class Bench:
                 found += self._streams(transport, pairs)
                 if transport == "quic":
                     found += self._through_relay(resources, pairs)
+                if transport == "udp":
+                    found.append(self._on_loopback(resources, pairs[1]))
+                    found += self._in_a_flood(pairs[0])
             found.append(self._idle(transport))
         return found
 
@@ -244,6 +189,41 @@ class Bench:
             Row("first echo", "quic", "RTT", "less", runs["late"], rival, runs["rival"], None, None),
         ]
 
+    def _on_loopback(self, resources: ExitStack, rival: Pair) -> Row:
+        """With packets as long as loopback carries, as jumbo frames would."""
+        pair = Pair(resources, "udp-loopback", self._keys, self._loop)
+        row = self._row("goodput", "udp", "MB/s", [pair, rival], count=self._sizes.goodput["udp"])
+        return replace(row, name="goodput, 64 KB packets")
+
+    def _in_a_flood(self, pair: Pair) -> list[Row]:
+        """What strangers who want handshakes leave to those who are known, and what is kept of them."""
+        port = str(subject(pair.name, self._keys).port(pair.address))
+        # No rival has to carry it as well: so much that the first moments of a connection weigh little.
+        size = 4 * self._sizes.goodput["udp"]
+        quiet: list[float] = []
+        flooded: list[float] = []
+        rates: list[float] = []
+        pair.measure("hold", count=HELD)
+        for _ in range(self._sizes.repeat):
+            quiet.append(pair.measure("goodput", count=size))
+            with process("flood.py", port, str(FLOOD)) as flood:
+                flood.answer()
+                flooded.append(pair.measure("goodput", count=size))
+                rates.append(flood.ask())
+            self._advance("goodput in a flood")
+        # Alone, without connections that are just ending.
+        with process("flood.py", port, str(FLOOD)) as flood:
+            flood.answer()
+            kept = pair.server.ask(do="connections")
+        pair.dialler.ask(do="release")
+        without = "without it"
+        met = median(flooded) >= 0.5 * median(quiet)
+        return [
+            Row("flood of strangers", "udp", "1/s", "more", rates, "intended", [FLOOD] * len(rates), None, None),
+            Row("goodput in a flood", "udp", "MB/s", "more", flooded, without, quiet, ">= 0.5 x", met),
+            Row("connections in a flood", "udp", "1", "less", [kept], without, [HELD], "<= 1 x", kept <= HELD),
+        ]
+
     def _idle(self, transport: str) -> Row:
         """What an idle session costs the process that accepted it."""
         count = self._sizes.sessions
@@ -264,7 +244,9 @@ class Bench:
     def steps(self, transports: list[str]) -> int:
         """How often `advance` will be called."""
         each = self._sizes.repeat * 8 + 2
-        return len(transports) * each + ("quic" in transports) * self._sizes.repeat * 3
+        # Through the relay; on loopback and in a flood.
+        more = ("quic" in transports) * 3 + ("udp" in transports) * 3
+        return len(transports) * each + more * self._sizes.repeat
 
 
 def table(rows: list[Row], loop: str) -> Table:

@@ -18,6 +18,8 @@ import workloads
 from subjects import subject
 from workloads import Dialler, Subject
 
+from overlay.transports.packet_driver import PacketDriver
+
 DIALS_AT_ONCE: Final = 16
 """Below the limit on handshakes from one address."""
 
@@ -39,8 +41,10 @@ def answer(value: Any) -> None:
 async def serve(measured: Subject) -> None:
     """The server's process."""
 
-    async def carry_out(_: Command) -> int:
+    async def carry_out(command: Command) -> int:
         gc.collect()
+        if command["do"] == "connections":
+            return sum(issubclass(type(one), PacketDriver) and not one.is_forgotten for one in gc.get_objects())
         return int(psutil.Process().memory_info().rss)
 
     async with measured.serve(workloads.serve) as address:

@@ -1,74 +1,34 @@
-"""What the tests of raw UDP share: transports on loopback, transports in memory, and strangers made of the core."""
+"""What the tests of raw UDP share beside `transport_support`: nodes, and strangers made of the core."""
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from quic_support import OURS, THEIRS, MemoryUdp, Recorder, WatchedGate, bound_socket
+from transport_support import OURS, THEIRS, Accepting, MemoryUdp, Recorder, bound_socket
 
-from overlay.addresses import Address
 from overlay.config import Config
-from overlay.identity import Identity, PeerId
+from overlay.identity import Identity
 from overlay.protocol.udp.connection import UdpCore
 from overlay.protocol.udp.handshake import DiallerHandshake
-from overlay.transports.base import Connection, ConnectionHandler, Role
+from overlay.transports.base import Role
+from overlay.transports.lazy_timer import clock
 from overlay.transports.udp import UdpTransport
-from overlay.transports.udp_connection import UdpLink, clock
+from overlay.transports.udp_connection import UdpLink
 from overlay.transports.udp_handshakes import udp_profile
-from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket
+from overlay.transports.udp_socket import UdpSocket
 
 
-class RawMemoryUdp(MemoryUdp):
-    """A socket in memory that takes bursts."""
-
-    def send_burst(
-        self, data: bytes, segment: int, remote: SocketAddress, local: Local | None = None
-    ) -> OSError | None:
-        return self.send([data[at : at + segment] for at in range(0, len(data), segment)], remote, local)
-
-
-class RawNode:
-    """A transport with what it was given and what it accepted."""
+class RawNode(Accepting[UdpTransport]):
+    """Raw UDP with what it was given and what it accepted."""
 
     def __init__(
         self, sockets: list[UdpSocket], config: Config | None = None, identity: Identity | None = None
     ) -> None:
-        self.identity = identity or Identity.generate()
-        self.gate = WatchedGate()
-        self.accepted: list[Recorder] = []
-        self.accept_error: Exception | None = None
-        self._arrived = asyncio.Event()
-        self.transport = UdpTransport(self.identity, config or Config(), sockets, self._accept, self.gate)
-        self.sockets = sockets
+        super().__init__(sockets, identity)
+        self.transport = UdpTransport(self.identity, config or Config(), sockets, self.accept, self.gate)
         self.transport.start()
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self.identity.peer_id
-
-    @property
-    def address(self) -> Address:
-        return self.transport.addresses[0]
-
-    def _accept(self, connection: Connection) -> ConnectionHandler:
-        if self.accept_error is not None:
-            raise self.accept_error
-        recorder = Recorder()
-        recorder.connection = connection
-        self.accepted.append(recorder)
-        self._arrived.set()
-        return recorder
-
-    async def arrival(self, number: int) -> Recorder:
-        """The connection that was accepted as the `number`th, from 0."""
-        async with asyncio.timeout(30):
-            while len(self.accepted) <= number:
-                self._arrived.clear()
-                await self._arrived.wait()
-        return self.accepted[number]
 
     def is_clean(self) -> bool:
         transport = self.transport
@@ -88,9 +48,9 @@ async def raw_node(config: Config | None = None, identity: Identity | None = Non
 
 
 @contextlib.asynccontextmanager
-async def raw_memory_node(config: Config | None = None) -> AsyncIterator[tuple[RawNode, RawMemoryUdp]]:
+async def raw_memory_node(config: Config | None = None) -> AsyncIterator[tuple[RawNode, MemoryUdp]]:
     """A transport on a socket in memory."""
-    udp = RawMemoryUdp()
+    udp = MemoryUdp()
     made = RawNode([udp], config)
     try:
         yield made, udp
@@ -114,7 +74,7 @@ class Stranger:
         events: what the core has told.
     """
 
-    def __init__(self, udp: RawMemoryUdp, identity: Identity | None = None) -> None:
+    def __init__(self, udp: MemoryUdp, identity: Identity | None = None) -> None:
         profile = udp_profile(identity or Identity.generate())
         self.handshake: DiallerHandshake[Any] = DiallerHandshake(os.urandom(8), partial(profile.handshake, Role.DIALER))
         self.core: UdpCore[Any] = UdpCore(
@@ -154,4 +114,4 @@ class Stranger:
         return self.output()
 
 
-__all__ = ["OURS", "THEIRS", "RawMemoryUdp", "RawNode", "Stranger", "connect", "raw_memory_node", "raw_node"]
+__all__ = ["OURS", "THEIRS", "MemoryUdp", "RawNode", "Stranger", "connect", "raw_memory_node", "raw_node"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import uvloop
-from quic_support import MemoryUdp, Node, Recorder, bound_socket, converse, memory_node, node, stranger_client
+from quic_support import Node, connect, memory_node, node, stranger_client
+from transport_support import Recorder, bound_socket
 
 from overlay.addresses import Address
 from overlay.config import Config, Limits
@@ -16,20 +17,12 @@ from overlay.errors import DatagramTooLarge, HandshakeError, SelfDial
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Close, Ping, encode
 from overlay.transports.base import ClosedBy, CloseReason, Connection, Role
-from overlay.transports.quic_connection import QuicLink, clock
-
-
-async def _connect(dialer: Node, acceptor: Node) -> tuple[QuicLink, Recorder, Recorder]:
-    recorder, number = Recorder(), len(acceptor.accepted)
-    link = await dialer.transport.dial(acceptor.address, acceptor.peer_id, recorder)
-    recorder.connection = link
-    return link, recorder, await acceptor.arrival(number)
 
 
 async def test_both_sides_learn_the_proven_key() -> None:
     """And where the other is."""
     async with node() as alice, node() as bob:
-        link, _, arrival = await _connect(alice, bob)
+        link, _, arrival = await connect(alice, bob)
         other = arrival.connection
         assert other is not None
         assert (link.peer_id, link.role) == (bob.peer_id, Role.DIALER)
@@ -47,7 +40,7 @@ async def test_both_sides_learn_the_proven_key() -> None:
 async def test_frames_streams_and_datagrams_go_both_ways() -> None:
     """The first answer of an acceptor needs no prompting."""
     async with node() as alice, node() as bob:
-        link, recorder, arrival = await _connect(alice, bob)
+        link, recorder, arrival = await connect(alice, bob)
         for connection in (link, arrival.connection):
             assert connection is not None
             connection.send_frame(encode(Ping(7)))
@@ -65,7 +58,7 @@ async def test_frames_streams_and_datagrams_go_both_ways() -> None:
 async def test_a_datagram_that_is_too_long_is_refused_at_once() -> None:
     """aioquic would keep it for ever, and all later ones behind it; and only so many may wait."""
     async with node() as alice, node() as bob:
-        link, _, _ = await _connect(alice, bob)
+        link, _, _ = await connect(alice, bob)
         with pytest.raises(DatagramTooLarge):
             link.send_datagram(bytes(link.max_datagram_size + 1))
         taken = sum(link.send_datagram(b"x") for _ in range(1000))
@@ -97,7 +90,7 @@ def _pump(total: int, streams: int, piece: int) -> Any:
 async def test_streams_arrive_whole(total: int, streams: int, piece: int) -> None:
     """More streams than QUIC allows at once, more bytes than one run or the first credit has."""
     async with node() as alice, node() as bob:
-        link, recorder, arrival = await _connect(alice, bob)
+        link, recorder, arrival = await connect(alice, bob)
         recorder.on_writable = _pump(total, streams, piece)
         recorder.on_writable(link)
         link.flush()
@@ -115,7 +108,7 @@ async def test_credit_follows_what_was_handed_over() -> None:
     """After 20 MiB the connection's credit is 4 to 8 MiB beyond them, and no run got more than its window."""
     async with node() as alice, node() as bob:
         bob.keep_data = False
-        link, recorder, arrival = await _connect(alice, bob)
+        link, recorder, arrival = await connect(alice, bob)
         total = 20 * 1024 * 1024
         recorder.on_writable = _pump(total, 1, 65536)
         recorder.on_writable(link)
@@ -129,7 +122,7 @@ async def test_credit_follows_what_was_handed_over() -> None:
 async def test_the_control_stream_gets_credit_as_it_is_read() -> None:
     """More frames than its first window holds."""
     async with node() as alice, node() as bob:
-        link, recorder, arrival = await _connect(alice, bob)
+        link, recorder, arrival = await connect(alice, bob)
         count = 200_000
         left = iter(range(count))
         frame = encode(Ping(1))
@@ -147,7 +140,7 @@ async def test_the_control_stream_gets_credit_as_it_is_read() -> None:
 async def test_a_close_is_read_with_its_code_and_reason() -> None:
     """Behind what was queued; the handler of the closing side hears of it in a later turn."""
     async with node() as alice, node() as bob:
-        link, recorder, arrival = await _connect(alice, bob)
+        link, recorder, arrival = await connect(alice, bob)
         link.send_stream(0, 0, b"last words", idle=True)
         link.close(CloseCode.RETIRED, "é" * 300)
         assert link.is_closed
@@ -168,7 +161,7 @@ async def test_a_close_is_read_with_its_code_and_reason() -> None:
 async def test_an_abort_says_nothing_and_leaves_nothing() -> None:
     """The peer finds out by silence."""
     async with node() as alice, node(Config(idle_timeout=0.1)) as bob:
-        link, recorder, arrival = await _connect(alice, bob)
+        link, recorder, arrival = await connect(alice, bob)
         link.abort()
         link.abort()
         assert alice.is_clean()
@@ -190,62 +183,6 @@ async def test_a_refusal_of_the_session_reaches_the_dialler() -> None:
         await bob.gate.emptied()
 
 
-async def test_a_failing_handler_costs_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is raised below or above us."""
-    async with node() as alice, node() as bob:
-        first, _, broken = await _connect(alice, bob)
-        second, _, healthy = await _connect(alice, bob)
-        assert healthy is not broken
-
-        def fail(connection: Connection) -> None:
-            raise RuntimeError("on purpose")
-
-        broken.on_writable = fail
-        first.send_frame(encode(Ping(1)))
-        first.flush()
-        await broken.until(lambda: broken.reason is not None)
-        assert broken.reason is not None
-        assert broken.reason.code == CloseCode.INTERNAL_ERROR
-        assert "on purpose" in caplog.text
-        second.send_frame(encode(Ping(2)))
-        second.flush()
-        await healthy.until(lambda: healthy.frames == [Ping(2)])
-
-
-async def test_a_handler_that_fails_at_the_end_stops_no_other_of_its_batch() -> None:
-    """Even `closed` raises; both have something to read in one wake-up. So it is if the driver itself fails."""
-    async with memory_node() as (bob, udp):
-        strangers = [stranger_client(bob.identity.generate()) for _ in range(3)]
-        for stranger in strangers:
-            converse(stranger, udp)
-            stranger.send_stream_data(2, encode(Ping(1)))
-        first, second, third = bob.accepted
-
-        def fail(*_: object) -> None:
-            raise RuntimeError("on purpose")
-
-        first.on_writable = fail
-        first.closed = fail  # type: ignore[method-assign,assignment]
-        second.connection._driver.batch_ended = fail  # type: ignore[union-attr]
-        udp.deliver(*(data for stranger in strangers for data in stranger.output()))
-        assert first.connection.is_closed  # type: ignore[union-attr]
-        assert third.frames == [Ping(1)]
-
-
-async def test_a_handler_that_fails_at_the_end_spoils_no_timer_or_flush() -> None:
-    """A connection may also crash outside of a batch."""
-    async with node() as alice, node() as bob:
-        link, recorder, _ = await _connect(alice, bob)
-
-        def fail(*_: object) -> None:
-            raise RuntimeError("on purpose")
-
-        link._engine.datagrams_to_send = fail  # type: ignore[method-assign,assignment]
-        recorder.closed = fail  # type: ignore[method-assign,assignment]
-        link.flush()
-        assert link.is_closed
-
-
 @pytest.mark.parametrize("crash", [False, True])
 async def test_a_connection_that_ends_before_its_dial_returns_is_not_returned(crash: bool) -> None:
     """Nobody would be told of its end any more."""
@@ -264,27 +201,10 @@ async def test_a_connection_that_ends_before_its_dial_returns_is_not_returned(cr
         await recorder.until(lambda: recorder.closed_calls == 1)
 
 
-async def test_an_engine_that_raises_ends_its_own_connection_only() -> None:
-    """aioquic meets something that it did not expect."""
-    async with node() as alice, node() as bob:
-        link, recorder, _ = await _connect(alice, bob)
-
-        def fail(*_: object) -> None:
-            raise AssertionError("inside aioquic")
-
-        link._engine.receive_datagram = fail  # type: ignore[method-assign,assignment]
-        bob.accepted[0].connection.send_frame(encode(Ping(1)))  # type: ignore[union-attr]
-        bob.accepted[0].connection.flush()  # type: ignore[union-attr]
-        await recorder.until(lambda: recorder.reason is not None)
-        assert recorder.reason is not None
-        assert recorder.reason.code == CloseCode.INTERNAL_ERROR
-        assert alice.is_clean()
-
-
 async def test_close_on_a_control_stream_is_a_violation() -> None:
     """QUIC has a frame of its own for that."""
     async with node() as alice, node() as bob:
-        link, recorder, arrival = await _connect(alice, bob)
+        link, recorder, arrival = await connect(alice, bob)
         link.send_frame(encode(Close(0, "")))
         link.flush()
         await recorder.until(lambda: recorder.reason is not None)
@@ -298,7 +218,7 @@ async def test_close_on_a_control_stream_is_a_violation() -> None:
 async def test_what_waits_below_us_is_little() -> None:
     """Control frames overtake all but 64 KiB and a window."""
     async with node() as alice, node() as bob:
-        link, _, _ = await _connect(alice, bob)
+        link, _, _ = await connect(alice, bob)
         sent = 0
         while (room := link.sendable()) > 0:
             size = min(room, 65536)
@@ -354,7 +274,7 @@ async def _dial_a_closed_port() -> None:
     with bound_socket() as closed:
         nowhere = Address("quic", *closed.getsockname())
     async with node() as alice, node() as bob:
-        link, _, arrival = await _connect(alice, bob)
+        link, _, arrival = await connect(alice, bob)
         async with asyncio.timeout(10):
             for number in range(3):
                 with pytest.raises(ConnectionRefusedError):
@@ -371,32 +291,6 @@ def test_a_dial_to_a_closed_port_is_refused_at_once(loop_factory: Callable[[], a
     """The kernel says so, and connections on the same socket are unharmed."""
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_dial_a_closed_port())
-
-
-async def test_only_a_dial_that_has_heard_nothing_believes_icmp() -> None:
-    """Anybody can send it: it ends no connection, and no dial to another address or through another socket."""
-    async with memory_node() as (alice, udp):
-        bob, sent = Node([]), asyncio.Event()
-        udp.peer = lambda _: sent.set()
-        task = asyncio.create_task(alice.transport.dial(Address("quic", "192.0.2.2", 40_000), bob.peer_id, Recorder()))
-        async with asyncio.timeout(10):
-            await sent.wait()
-        (driver,) = alice.transport._dials
-        alice.transport.unreachable(udp, ("192.0.2.2", 40_001), errno.ECONNREFUSED)
-        alice.transport.unreachable(MemoryUdp(), driver.remote, errno.ECONNREFUSED)
-        driver.engine.packets_received = 1
-        alice.transport.unreachable(udp, driver.remote, errno.ECONNREFUSED)
-        assert not driver.is_forgotten
-        driver.engine.packets_received = 0
-        alice.transport.unreachable(udp, driver.remote, errno.EHOSTUNREACH)
-        with pytest.raises(OSError) as caught:
-            await task
-        assert caught.value.errno == errno.EHOSTUNREACH
-        assert alice.is_clean()
-    async with node() as alice, node() as bob:
-        link, _, _ = await _connect(alice, bob)
-        alice.transport.unreachable(alice.sockets[0], link._driver.remote, errno.ECONNREFUSED)
-        assert not link.is_closed
 
 
 async def test_a_dial_that_nobody_answers_times_out() -> None:
@@ -424,7 +318,7 @@ async def test_many_half_open_handshakes_make_newcomers_prove_their_address() ->
     """A Retry costs us no memory, and whoever comes back with its token gets in."""
     limits = Limits(retry_above=0)
     async with node() as alice, node(Config(limits=limits)) as bob:
-        link, _, arrival = await _connect(alice, bob)
+        link, _, arrival = await connect(alice, bob)
         assert link._engine._retry_count == 1
         assert arrival.connection is not None
         assert bob.gate.entered == 1
@@ -460,28 +354,10 @@ async def test_beyond_the_limit_strangers_are_ignored() -> None:
         assert bob.is_clean()
 
 
-async def test_a_lost_goodbye_is_repeated() -> None:
-    """A peer that goes on sending is told again, progressively less often (RFC 9000 section 10.2.1)."""
-    async with memory_node() as (bob, udp):
-        stranger = stranger_client(bob.identity.generate())
-        converse(stranger, udp)
-        connection = bob.accepted[0].connection
-        assert connection is not None
-        connection.close(CloseCode.RETIRED, "bye")
-        udp.sent.clear()
-        for number in range(8):
-            stranger.send_ping(number)
-            udp.deliver(*stranger.output())
-        assert len(udp.sent) == 4
-        stranger.receive_datagram(udp.sent[-1], ("192.0.2.1", 9330), clock())
-        assert stranger._close_event is not None
-        assert stranger._close_event.error_code == CloseCode.RETIRED
-
-
 async def test_handshake_buffers_are_dropped() -> None:
     """48 KiB for each connection; with a thousand idle ones that is most of what they cost."""
     async with node() as alice, node() as bob:
-        link, _, arrival = await _connect(alice, bob)
+        link, _, arrival = await connect(alice, bob)
         arrival.connection.send_frame(encode(Ping(1)))  # type: ignore[union-attr]
         arrival.connection.flush()  # type: ignore[union-attr]
         recorder = link.handler

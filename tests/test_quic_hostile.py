@@ -20,9 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from quic_support import (
-    OURS,
     Forger,
-    Recorder,
     Stranger,
     certificate_for,
     certificate_with_key,
@@ -32,13 +30,14 @@ from quic_support import (
     strange_server,
     stranger_client,
 )
+from transport_support import OURS, Recorder
 
 from overlay.addresses import Address
 from overlay.errors import HandshakeError, IdentityMismatch, SelfDial
 from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
+from overlay.transports.lazy_timer import clock
 from overlay.transports.quic import ALPN
-from overlay.transports.quic_connection import clock
 
 NEUTRAL = b"\x01" + bytes(31)
 """The point (0, 1): of order one."""

@@ -5,15 +5,17 @@ from collections.abc import Callable
 
 import pytest
 from aioquic.quic.packet import QuicErrorCode
-from quic_support import OURS, MemoryUdp, Node, Recorder, Stranger, converse, memory_node, stranger_client
+from quic_support import Node, Stranger, converse, memory_node, stranger_client
+from transport_support import OURS, MemoryUdp, Recorder
 
 from overlay.config import Config, KiB, Limits, MiB
 from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Ping, encode, run_header, varint
 from overlay.transports.base import ClosedBy
+from overlay.transports.lazy_timer import clock
 from overlay.transports.quic import CONNECTION_WINDOW, FIRST_WINDOW, MAX_CRYPTO, REVIVAL, RUN_WINDOW, WINDOW_SHARE
-from overlay.transports.quic_connection import QuicLink, clock
+from overlay.transports.quic_connection import QuicLink
 
 
 def _greedy(bob: Node, udp: MemoryUdp) -> tuple[Stranger, Recorder]:

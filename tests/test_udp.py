@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import uvloop
-from quic_support import MemoryUdp, Recorder, bound_socket
 from raw_support import (
     THEIRS,
     RawNode,
@@ -17,6 +16,7 @@ from raw_support import (
     raw_memory_node,
     raw_node,
 )
+from transport_support import MemoryUdp, Recorder, bound_socket
 
 from overlay.addresses import Address
 from overlay.config import Config
@@ -25,11 +25,13 @@ from overlay.identity import Identity
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Close, Ping, encode
 from overlay.protocol.udp.connection import Proven
-from overlay.protocol.udp.wire import DATA
+from overlay.protocol.udp.wire import DATA, KEY_PHASE, KNOCK
 from overlay.testing import exchange, pair, read_to_end, settled, until
+from overlay.transports.ancillary import IP_PKTINFO
 from overlay.transports.base import ClosedBy, CloseReason, Connection, Role
+from overlay.transports.udp import _is_uniform
 from overlay.transports.udp_connection import UdpLink
-from overlay.transports.udp_socket import IP_PKTINFO, Local, SocketAddress, UdpSocket
+from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket
 
 NOWHERE = Address("udp", "192.0.2.2", 40_000)
 
@@ -231,7 +233,9 @@ async def test_a_failing_handler_costs_its_own_connection_only(caplog: pytest.Lo
         await healthy.until(lambda: healthy.frames == [Ping(2)])
 
 
-@pytest.mark.parametrize("method", ["receive_datagram", "receive_burst", "batch_ended", "bursts_to_send"])
+@pytest.mark.parametrize(
+    "method", ["receive_datagram", "receive_burst", "batch_ended", "bursts_to_send", "next_timeout"]
+)
 async def test_a_core_that_raises_ends_its_own_connection_only(method: str) -> None:
     """It met something that nobody expected; even `closed` may fail then."""
     async with raw_node() as alice, raw_node() as bob:
@@ -297,6 +301,37 @@ async def test_control_frames_that_nobody_reads_end_it() -> None:
         await recorder.until(lambda: recorder.reason is not None)
         assert recorder.reason is not None
         assert recorder.reason.code == CloseCode.FLOW_CONTROL_ERROR
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_an_end_that_the_session_brings_about_is_told_in_the_next_turn(inside: bool) -> None:
+    """Whether it queued too much in the middle of a wake-up or outside; not when the goodbye is over."""
+    async with raw_memory_node() as (bob, udp):
+        stranger = Stranger(udp)
+        stranger.converse()
+        [recorder] = bob.accepted
+        link = recorder.connection
+        assert isinstance(link, UdpLink)
+
+        def overflow(connection: Connection) -> None:
+            recorder.on_writable = None
+            while not link._core.is_closing:
+                connection.send_frame(encode(Ping(1)) * 1000)
+            connection.flush()
+
+        if inside:
+            recorder.on_writable = overflow
+            stranger.core.send_control(encode(Ping(2)))
+            udp.deliver(*stranger.output())
+        else:
+            overflow(link)
+        assert link._core.is_closing
+        await asyncio.sleep(0)
+        assert recorder.reason is not None
+        assert recorder.reason.code == CloseCode.FLOW_CONTROL_ERROR
+        assert recorder.closed_calls == 1
+        # Nothing came meanwhile, and the goodbye is not over.
+        assert not link._driver.is_forgotten
 
 
 async def test_a_cancelled_dial_leaves_nothing_behind() -> None:
@@ -443,6 +478,18 @@ async def test_what_the_kernel_has_joined_is_told_apart() -> None:
         bob.transport.burst_received(udp, first + unknown + second, len(first), THEIRS, None)
         bob.transport.batch_ended(udp)
         assert [one.frames for one in bob.accepted] == [[Ping(1)], [Ping(1)]]
+
+
+async def test_what_the_kernel_has_joined_is_cut_wherever_it_differs() -> None:
+    """In the kind or the connection id, in any place; a last packet that is too short for either is no difference."""
+    one = bytes([DATA]) + b"12345678" + bytes(31)
+    for other in (bytes([DATA | KEY_PHASE]) + one[1:], bytes([KNOCK]) + one[1:], one[:8] + b"9" + one[9:]):
+        for packets in ((one, other, one), (one, one, other), (other, one, one)):
+            assert not _is_uniform(b"".join(packets), len(one))
+    assert _is_uniform(one * 3, len(one))
+    assert _is_uniform(one * 2 + one[:20], len(one))
+    assert _is_uniform(one * 2 + one[:3], len(one))
+    assert not _is_uniform(one[:6] * 2, 6)
 
 
 async def test_a_peer_that_moves_is_followed() -> None:

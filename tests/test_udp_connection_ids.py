@@ -20,22 +20,25 @@ def pair() -> tuple[LocalIds, RemoteIds]:
     return LocalIds(FIRST, random.Random(1).randbytes, TOKENS.token), RemoteIds(FIRST)
 
 
-def test_the_first_announcement_has_the_first_ids_token_and_the_spare_ones() -> None:
+def test_the_first_announcement_has_the_spare_ids_and_nothing_of_the_first() -> None:
     local, remote = pair()
     issued = local.issue()
-    assert [new.sequence for new in issued] == list(range(SPARE + 1))
-    assert local.ids == tuple(new.connection_id for new in issued)
+    assert [new.sequence for new in issued] == list(range(1, SPARE + 1))
+    assert local.ids == (FIRST, *(new.connection_id for new in issued))
     for new in issued:
         assert new.token == TOKENS.token(new.connection_id)
         remote.receive_new_id(new)
     assert local.issue() == []
     assert remote.current == FIRST
+    assert remote.is_handshakes
+    assert remote.advance()
+    assert not remote.is_handshakes
 
 
 def test_a_used_id_replaces_all_before_it_but_the_last() -> None:
     local, remote = pair()
-    first, second, third = local.issue()
-    for new in (third, first, second):
+    second, third = local.issue()
+    for new in (third, second):
         remote.receive_new_id(new)
     assert remote.advance()
     assert remote.current == second.connection_id
@@ -79,6 +82,7 @@ def test_repetitions_are_in_order_and_old_ones_forgotten() -> None:
     for new in issued * 2:
         remote.receive_new_id(new)
     remote.advance()
+    remote.advance()
     remote.receive_new_id(issued[0])
     assert remote.current == issued[1].connection_id
 
@@ -89,11 +93,11 @@ def test_repetitions_are_in_order_and_old_ones_forgotten() -> None:
         NewId(SPARE + 1, b"too many", bytes(16)),
         NewId(2**62 - 1, b"too many", bytes(16)),
         NewId(0, b"other id", TOKENS.token(FIRST)),
-        NewId(0, FIRST, bytes(16)),
+        NewId(0, FIRST, TOKENS.token(FIRST)),
         NewId(1, b"other id", bytes(16)),
         NewId(1, FIRST, bytes(16)),
     ],
-    ids=["too many", "far too many", "another first", "another token", "another second", "an id twice"],
+    ids=["too many", "far too many", "another first", "a token for the first", "another second", "an id twice"],
 )
 def test_a_contradiction_is_a_violation(new: NewId) -> None:
     local, remote = pair()
@@ -106,17 +110,19 @@ def test_a_contradiction_is_a_violation(new: NewId) -> None:
 
 def test_only_the_token_of_the_id_in_use_resets() -> None:
     local, remote = pair()
-    assert not remote.is_reset(FIRST, TOKENS.token(FIRST))
-    first, second, _ = local.issue()
-    remote.receive_new_id(first)
+    second, third = local.issue()
     remote.receive_new_id(second)
-    assert remote.is_reset(FIRST, TOKENS.token(FIRST))
-    assert not remote.is_reset(FIRST, bytes(16))
-    assert not remote.is_reset(b"other id", TOKENS.token(FIRST))
-    assert not remote.is_reset(second.connection_id, second.token)
+    remote.receive_new_id(third)
+    # Anybody may have asked for it, before the connection was.
+    assert not remote.is_reset(FIRST, TOKENS.token(FIRST))
     remote.advance()
     assert remote.is_reset(second.connection_id, second.token)
-    assert not remote.is_reset(FIRST, first.token)
+    assert not remote.is_reset(second.connection_id, bytes(16))
+    assert not remote.is_reset(b"other id", second.token)
+    assert not remote.is_reset(third.connection_id, third.token)
+    remote.advance()
+    assert remote.is_reset(third.connection_id, third.token)
+    assert not remote.is_reset(second.connection_id, second.token)
 
 
 def test_an_unknown_id_uses_nothing() -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from overlay.protocol.udp.handshake_channel import LARGEST_BACKOFF, MAX_REMEMBERED, WINDOW, Channel
+from overlay.protocol.udp.handshake_channel import MAX_REMEMBERED, MAXIMUM_INTERVAL, WINDOW, Channel
 from overlay.protocol.udp.handshake_packets import Header, Seal
 from overlay.protocol.udp.payload import Close, encode_ack, encode_close
 from overlay.protocol.udp.rtt import RoundTripTime
@@ -116,7 +116,20 @@ def test_without_an_answer_everything_is_sent_again_ever_more_rarely_up_to_a_bou
         one.channel.handle_timeout(now)
     timeout = one.rtt.probe_timeout
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert pauses == pytest.approx([timeout * 2 ** min(number, LARGEST_BACKOFF) for number in range(7)])
+    assert pauses == pytest.approx([min(timeout * 2**number, MAXIMUM_INTERVAL) for number in range(7)])
+
+
+def test_what_is_forgotten_after_many_repetitions_is_not_sent_twice_at_once(sides: tuple[Side, Side]) -> None:
+    """A packet of long ago was declared lost when it was repeated; that it is forgotten says nothing about the copy."""
+    one, _ = sides
+    one.channel.write(bytes(400))
+    now = 1.0
+    for _ in range(MAX_REMEMBERED):
+        assert len(one.send(now)) == 2
+        due = one.channel.next_timeout()
+        assert due is not None
+        now = due
+        one.channel.handle_timeout(now)
 
 
 def test_a_late_acknowledgement_still_counts(sides: tuple[Side, Side]) -> None:

@@ -3,6 +3,7 @@
 import os
 import random
 
+import pytest
 from raw_support import (
     THEIRS,
     Stranger,
@@ -11,7 +12,8 @@ from raw_support import (
 
 from overlay.config import Config
 from overlay.protocol.frames import Ping, encode
-from overlay.protocol.udp.cookie import knock
+from overlay.protocol.udp.cookie import knock, read_cookie
+from overlay.protocol.udp.handshake_packets import Header, Seal
 from overlay.protocol.udp.wire import COOKIE, DATA, HANDSHAKE, KNOCK_SIZE, RESET
 from overlay.testing import until
 from overlay.transports.udp import RESETS_PER_SECOND
@@ -111,4 +113,89 @@ async def test_packets_of_no_connection_get_few_resets() -> None:
             udp.deliver(bytes([DATA]) + os.urandom(100))
         # A second may have begun meanwhile.
         assert len(udp.sent) <= 3 * RESETS_PER_SECOND
+        assert bob.is_clean()
+
+
+async def test_whatever_a_spoofed_address_asks_it_gets_less_than_it_sent_and_no_state() -> None:
+    """Knocks, hellos with every kind of cookie, DATA of nobody, resets and noise, from addresses that hear nothing.
+
+    Who is connected notices nothing of it, and nothing is kept for anybody: no connection, no id, no place at the gate.
+    """
+    dice = random.Random(3)
+    async with raw_memory_node() as (bob, udp):
+        stranger = Stranger(udp)
+        stranger.converse()
+        [hello, *_] = Stranger(udp).knock_and_hello()
+        genuine = Header.read(hello)
+        assert genuine is not None
+        transport = bob.transport
+        before = len(transport._drivers), len(transport._routes.ids), len(transport._routes.resets), bob.gate.entered
+        answered = 0
+        for number in range(5000):
+            victim = (f"203.0.113.{number % 250}", 1024 + number % 7)
+            cookie = dice.choice([b"", genuine.cookie, dice.randbytes(16), dice.randbytes(dice.randrange(256))])
+            header = Header(dice.choice([genuine.destination, dice.randbytes(8)]), dice.randbytes(8), cookie)
+            shaking = Seal.of_dialler(header.source, header.destination, header.cookie)
+            datagram = dice.choice(
+                [
+                    knock(dice.randbytes(8)),
+                    knock(dice.randbytes(8)) + bytes(dice.randrange(300)),
+                    shaking.seal(header, 0, b"\x0c\x00\x40\xc8" + bytes(200)),
+                    shaking.seal(Header(header.destination, header.source, b"x"), 0, b""),
+                    hello,
+                    bytes([DATA]) + dice.randbytes(dice.randrange(100)),
+                    bytes([RESET]) + dice.randbytes(24),
+                    dice.randbytes(1 + dice.randrange(100)),
+                ]
+            )
+            udp.sent.clear()
+            transport.datagram_received(udp, datagram, victim, None)
+            transport.batch_ended(udp)
+            answered += len(udp.sent)
+            # Ours may be as long as what it answers; three times as much would still be fair.
+            assert sum(map(len, udp.sent)) <= len(datagram)
+        assert answered > 500
+        routes = transport._routes
+        assert (len(transport._drivers), len(routes.ids), len(routes.resets), bob.gate.entered) == before
+        udp.sent.clear()
+        stranger.core.send_control(encode(Ping(3)))
+        stranger.converse()
+        assert bob.accepted[0].frames == [Ping(3)]
+
+
+async def test_a_reset_that_was_asked_for_too_early_is_of_no_use() -> None:
+    """Who sees a COOKIE may ask for the RESET of its id before the hello is here; it ends nothing later."""
+    async with raw_memory_node() as (bob, udp):
+        stranger = Stranger(udp)
+        udp.deliver(*stranger.output())
+        [cookie], udp.sent = udp.sent, []
+        found = read_cookie(cookie, stranger.handshake.own)
+        assert found is not None
+        udp.deliver(bytes([DATA]) + found[0] + bytes(50))
+        [reset], udp.sent = udp.sent, []
+        assert reset[0] == RESET
+        stranger.receive(cookie)
+        stranger.converse()
+        stranger.receive(reset)
+        assert not stranger.core.is_closing
+        # What it uses now is known to nobody but the two, and can be reset by the one.
+        secret = bob.transport._resets.reset(stranger.core.destination, 100)
+        assert secret is not None
+        stranger.receive(secret)
+        assert stranger.core.is_over
+
+
+async def test_a_place_at_the_gate_is_given_back_when_tls_cannot_even_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, say: the fault is ours, and it must not shut the gate for good."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with raw_memory_node() as (bob, udp):
+        hello = Stranger(udp).knock_and_hello()
+        monkeypatch.setattr(bob.transport._profile, "handshake", fail)
+        with pytest.raises(MemoryError):
+            udp.deliver(*hello)
+        assert bob.gate.entered == 1
+        assert bob.gate.pending == 0
         assert bob.is_clean()

@@ -51,7 +51,7 @@ def test_with_a_peer_the_facts_are_there() -> None:
     assert 1300 < core.mtu <= 1400
     assert core.congestion_window > 2 * core.mtu
     assert core.max_datagram_size == core.mtu - 30
-    assert core.destination == world.acceptor.one.ids[0]
+    assert core.destination == world.acceptor.one.ids[1]
     assert not core.is_closing
 
 

@@ -10,13 +10,10 @@ import pytest
 import uvloop
 
 from overlay.addresses import Address
+from overlay.transports.ancillary import IP_PKTINFO
 from overlay.transports.udp_socket import (
-    IN6_PKTINFO,
-    IP_PKTINFO,
-    IPV6_PKTINFO,
     MAX_BATCH,
     MAX_BATCH_BYTES,
-    MAX_QUEUED,
     Kind,
     Local,
     Receiver,
@@ -86,6 +83,27 @@ async def test_a_wake_up_hands_over_all_that_is_there_and_ends_once() -> None:
     udp.close()
 
 
+async def test_a_receiver_that_fails_ends_the_batch_of_the_others() -> None:
+    """What was handed over is answered; what was not yet read is not lost."""
+    udp, broken, sink = UdpSocket(bound()), Sink(), Sink()
+    udp.register("quic", broken)
+    udp.register("udp", sink)
+
+    def fail(*_: object) -> None:
+        raise ValueError("on purpose")
+
+    vars(broken)["datagram_received"] = fail
+    with bound() as other:
+        for first in (b"\xa0one", b"\x40", b"\xa0two"):
+            other.sendto(first, ("127.0.0.1", udp.address.port))
+        with pytest.raises(ValueError, match="on purpose"):
+            udp._readable()
+        assert sink.batches == [1]
+        await sink.until(2)
+        assert sink.batches == [1, 2]
+    udp.close()
+
+
 async def test_the_first_byte_tells_whom_a_datagram_is_for() -> None:
     """RFC 9443: QUIC has bit 0x40, raw UDP is 0b10xxxxxx, everything else is nobody's."""
     udp, quic, raw = UdpSocket(bound()), Sink(), Sink()
@@ -141,13 +159,6 @@ async def test_a_source_address_that_went_away_does_not_silence_us() -> None:
         assert udp.send((b"hello",), other.getsockname(), gone) is None
         assert await asyncio.get_running_loop().sock_recv(other, 100) == b"hello"
     udp.close()
-
-
-def test_ipv6_control_messages_name_the_interface_only_when_asked() -> None:
-    """Otherwise the routing table decides."""
-    host = socket.inet_pton(socket.AF_INET6, "2001:db8::1")
-    local = Local(socket.IPPROTO_IPV6, IPV6_PKTINFO, host, 0)
-    assert local.control() == (socket.IPPROTO_IPV6, IPV6_PKTINFO, IN6_PKTINFO.pack(host, 0))
 
 
 async def test_weather_drops_in_both_directions() -> None:
@@ -220,7 +231,7 @@ async def _wait_for_room() -> None:
         sent.append(data)
         done.set()
 
-    udp._send_one = send_one  # type: ignore[method-assign]
+    vars(udp._sender)["_send_one"] = send_one
     udp.send((b"waits",), ("127.0.0.1", 9))
     async with asyncio.timeout(10):
         await done.wait()
@@ -244,31 +255,6 @@ async def test_a_refusal_of_the_kernel_is_returned() -> None:
     assert udp.send((b"a",), ("127.0.0.1", 9)) is None
 
 
-async def test_without_room_in_the_kernel_datagrams_wait_in_a_bounded_queue() -> None:
-    """They leave in order when there is room again, and what is beyond the bound is lost."""
-    udp = UdpSocket(bound())
-    udp.register("quic", Sink())
-    full = True
-    sent: list[bytes] = []
-
-    def send_one(data: bytes, remote: SocketAddress, local: Local | None) -> None:
-        if full:
-            raise BlockingIOError(errno.EAGAIN, "full")
-        sent.append(data)
-
-    udp._send_one = send_one  # type: ignore[method-assign]
-    with bound() as other:
-        for number in range(MAX_QUEUED + 10):
-            udp.send((number.to_bytes(2, "big"),), other.getsockname())
-        assert len(udp._queue) == MAX_QUEUED
-        full = False
-        udp._writable()
-    assert sent == [number.to_bytes(2, "big") for number in range(MAX_QUEUED)]
-    assert not udp._queue
-    udp.close()
-    udp.close()
-
-
 async def test_a_burst_leaves_in_one_call_and_arrives_as_its_datagrams() -> None:
     """In order, the last one shorter; the kernel may join and cut them as it likes."""
     ours, theirs, sink = UdpSocket(bound()), UdpSocket(bound()), Sink()
@@ -282,28 +268,6 @@ async def test_a_burst_leaves_in_one_call_and_arrives_as_its_datagrams() -> None
     ours.close()
     theirs.close()
     assert ours.send_burst(bytes(10), 5, ("127.0.0.1", 9)) is None
-
-
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO, errno.ECONNREFUSED, errno.EAGAIN])
-async def test_where_a_burst_is_refused_its_datagrams_go_one_by_one(code: int) -> None:
-    """By a route, by a device, by an old error, or for lack of room; only a device is not asked again."""
-    ours, theirs, sink = UdpSocket(bound()), UdpSocket(bound()), Sink()
-    theirs.register("udp", sink)
-    asked = 0
-
-    def refuse(*_: object) -> None:
-        nonlocal asked
-        asked += 1
-        raise OSError(code, "on purpose")
-
-    vars(ours)["_transmit_burst"] = refuse
-    for _ in range(2):
-        assert ours.send_burst(b"\xa0aa\xa0bb\xa0c", 3, ("127.0.0.1", theirs.address.port)) is None
-    await sink.until(6)
-    assert [data for data, _, _ in sink.got] == [b"\xa0aa", b"\xa0bb", b"\xa0c"] * 2
-    assert asked == (1 if code == errno.EIO else 2)
-    ours.close()
-    theirs.close()
 
 
 async def test_a_datagram_beyond_the_mtu_is_refused_as_such() -> None:

@@ -263,6 +263,7 @@ class Acceptor(Host):
 
     def datagrams_to_send(self, now: float) -> list[Letter]:
         answers, self._answers = self._answers, []
+        self.sent += answers
         return answers + super().datagrams_to_send(now)
 
 

@@ -45,6 +45,8 @@ class CloseCode(IntEnum):
     """Two different ends of one stream."""
     INTERNAL_ERROR = 0x30
     """The fault is ours."""
+    AEAD_LIMIT_REACHED = 0x31
+    """More packets were sealed, or forged, under one connection's keys than its cipher bears (RFC 9001 section 6.6)."""
 
 
 class StreamCode(IntEnum):

@@ -17,7 +17,8 @@ from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
 from overlay.transports.base import Accepted, Role
 from overlay.transports.handshakes import Arrival, Dial
-from overlay.transports.quic_connection import Driver, QuicLink
+from overlay.transports.quic_connection import QuicLink
+from overlay.transports.quic_driver import Driver
 
 CONNECTION_ID_BYTES: Final = 8
 

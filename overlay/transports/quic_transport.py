@@ -1,6 +1,5 @@
 """QUIC as a transport: finds the connection that a datagram belongs to, dials, and lets newcomers in."""
 
-import asyncio
 import errno
 import logging
 import os
@@ -19,14 +18,16 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 
 from overlay.addresses import Address
 from overlay.config import Config
-from overlay.errors import HandshakeError, SelfDial
+from overlay.errors import SelfDial
 from overlay.identity import Identity, PeerId
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
 from overlay.transports.base import Accepted, ConnectionHandler, Role, Transport
+from overlay.transports.lazy_timer import clock
 from overlay.transports.quic import Engine, quic_configuration
-from overlay.transports.quic_connection import Driver, QuicLink, clock
+from overlay.transports.quic_connection import QuicLink
+from overlay.transports.quic_driver import Driver
 from overlay.transports.quic_handshakes import (
     CONNECTION_ID_BYTES,
     ArrivalHandshake,
@@ -98,38 +99,18 @@ class QuicTransport(Transport):
         if peer_id == self._identity.peer_id:
             raise SelfDial("that is our own key")
         remote = socket_address(address)
-        refused = OSError(errno.EAFNOSUPPORT, f"no UDP socket of the family of {address}")
-        for udp in self._sockets:
-            if udp.family != address.family or udp.is_closed:
-                continue
-            dial = DialHandshake(self._drivers, handler)
+        dial = DialHandshake(self._drivers, self._dials, handler)
+
+        def begin(udp: UdpSocket) -> Driver:
             now = clock()
             engine = Engine(self._identity, self._dialing, now, expected=peer_id)
             engine.connect(remote, now)
-            driver = Driver(engine, udp, remote, None, self._routes, dial)
-            self._drivers.add(driver)
-            driver.flush()
-            if driver.refused is not None:
-                # Bound to another network than the peer's: the next socket may have a way.
-                refused = driver.refused
-                driver.forget()
-                continue
-            self._dials.add(driver)
-            try:
-                link = await dial.result
-            except asyncio.CancelledError:
-                if driver.link is not None:
-                    driver.link.discard()
-                else:
-                    driver.fail(HandshakeError("cancelled"), CloseCode.LOST_RACE)
-                driver.forget()
-                raise
-            finally:
-                self._dials.discard(driver)
-            if link.is_closed:
-                raise engine.handshake_error()
-            return link
-        raise refused
+            return Driver(engine, udp, remote, None, self._routes, dial)
+
+        link = await dial.run(self._sockets, address, begin)
+        if link.is_closed:
+            raise link.handshake_error()
+        return link
 
     async def aclose(self) -> None:
         """Stop reading, abort what is left; a socket that nobody else uses is closed."""

@@ -9,11 +9,11 @@ What strangers get, and what it costs us:
     anything else                  nothing
 """
 
-import asyncio
 import errno
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import ClassVar, Final
 
@@ -30,6 +30,7 @@ from overlay.protocol.udp.handshake_packets import Header
 from overlay.protocol.udp.wire import (
     COOKIE,
     DATA,
+    DATA_OVERHEAD,
     HANDSHAKE,
     ID_SIZE,
     KEY_PHASE,
@@ -38,7 +39,8 @@ from overlay.protocol.udp.wire import (
     RESET,
 )
 from overlay.transports.base import Accepted, ConnectionHandler, Role, Transport
-from overlay.transports.udp_connection import UdpLink, clock, handshake_error
+from overlay.transports.lazy_timer import clock
+from overlay.transports.udp_connection import UdpLink, handshake_error
 from overlay.transports.udp_driver import Core, Driver
 from overlay.transports.udp_handshakes import ArrivalOutcome, DialOutcome, reset_tokens, udp_profile
 from overlay.transports.udp_routes import Routes
@@ -114,25 +116,19 @@ class UdpTransport(Transport):
         if peer_id == self._identity.peer_id:
             raise SelfDial("that is our own key")
         remote = socket_address(address)
-        refused = OSError(errno.EAFNOSUPPORT, f"no UDP socket of the family of {address}")
-        for udp in self._sockets:
-            if udp.family != address.family or udp.is_closed:
-                continue
-            dial = DialOutcome(self._drivers, handler)
+        dial = DialOutcome(self._drivers, self._dials, handler)
+
+        def begin(udp: UdpSocket) -> Driver:
             handshake: DiallerHandshake[PeerId] = DiallerHandshake(
                 os.urandom(ID_SIZE), partial(self._profile.handshake, Role.DIALER, peer_id)
             )
             core = self._core(handshake, remote, self._config.idle_timeout)
-            driver = Driver(core, udp, remote, None, self._routes, dial)
-            self._drivers.add(driver)
-            driver.flush()
-            if driver.refused is not None:
-                # Bound to another network than the peer's: the next socket may have a way.
-                refused = driver.refused
-                driver.forget()
-                continue
-            return await self._result(driver, dial)
-        raise refused
+            return Driver(core, udp, remote, None, self._routes, dial)
+
+        link = await dial.run(self._sockets, address, begin)
+        if link.reason is not None:
+            raise handshake_error(link.reason)
+        return link
 
     async def aclose(self) -> None:
         """Stop reading, abort what is left; a socket that nobody else uses is closed."""
@@ -186,23 +182,6 @@ class UdpTransport(Transport):
         for driver in tuple(self._dials):
             driver.unreachable(udp, remote, OSError(code, os.strerror(code)))
 
-    async def _result(self, driver: Driver, dial: DialOutcome) -> UdpLink:
-        self._dials.add(driver)
-        try:
-            link = await dial.result
-        except asyncio.CancelledError:
-            if driver.link is not None:
-                driver.link.discard()
-            else:
-                driver.fail(ConnectionAbortedError(errno.ECONNABORTED, "cancelled"), CloseCode.LOST_RACE)
-            driver.forget()
-            raise
-        finally:
-            self._dials.discard(driver)
-        if link.reason is not None:
-            raise handshake_error(link.reason)
-        return link
-
     def _core(
         self,
         handshake: DiallerHandshake[PeerId] | AcceptorHandshake[PeerId],
@@ -253,15 +232,16 @@ class UdpTransport(Transport):
         host = str(remote[0])
         if not self._gate.enter(host):
             return
-        handshake: AcceptorHandshake[PeerId] = AcceptorHandshake(
-            header, partial(self._profile.handshake, Role.ACCEPTOR)
-        )
-        handshake.receive_datagram(data, now)
-        if not handshake.heard:
-            self._gate.leave(host)
-            return
+        with ExitStack() as entered:
+            # Whatever goes wrong, the place is free again, until there is an outcome that looks after it.
+            entered.callback(self._gate.leave, host)
+            handshake = AcceptorHandshake(header, partial(self._profile.handshake, Role.ACCEPTOR))
+            handshake.receive_datagram(data, now)
+            if not handshake.heard:
+                return
+            core = self._core(handshake, remote, self._config.handshake_timeout)
+            entered.pop_all()
         outcome = ArrivalOutcome(self._identity.peer_id, self._drivers, self._accepted, self._gate, host)
-        core = self._core(handshake, remote, self._config.handshake_timeout)
         driver = Driver(core, udp, remote, local, self._routes, outcome)
         outcome.arm(driver, self._config.handshake_timeout)
         self._drivers.add(driver)
@@ -284,14 +264,12 @@ class UdpTransport(Transport):
 
 
 def _is_uniform(data: bytes, segment: int) -> bool:
-    """Whether all packets in `data` are DATA for one connection id."""
-    if data[0] & ~KEY_PHASE != DATA:
+    """Whether all packets in `data` are DATA for one connection id, and of one key phase."""
+    if data[0] & ~KEY_PHASE != DATA or segment < DATA_OVERHEAD:
         return False
-    connection_id = data[_DATA_ID]
-    for at in range(segment, len(data), segment):
-        if data[at] & ~KEY_PHASE != DATA or data[at + 1 : at + 1 + ID_SIZE] != connection_id:
-            return False
-    return True
+    # Byte by byte of the header and not packet by packet: so the loops are C's, and take a third of the time.
+    columns = (data[at::segment] for at in range(_DATA_ID.stop))
+    return all(column.count(column[0]) == len(column) for column in columns)
 
 
 def _place(remote: SocketAddress) -> bytes:

@@ -6,7 +6,6 @@ kept here: a piece that has arrived is a piece that is handed over. Control fram
 
 import asyncio
 import errno
-import time
 from typing import TYPE_CHECKING, Final, cast
 
 from overlay.addresses import Address
@@ -16,12 +15,10 @@ from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Close, FrameReader, ProtocolViolation
 from overlay.protocol.udp.connection import ControlData, Datagram, StreamPiece
 from overlay.transports.base import ClosedBy, CloseReason, Connection, ConnectionHandler, Role
+from overlay.transports.lazy_timer import clock
 
 if TYPE_CHECKING:
     from overlay.transports.udp_driver import Driver
-
-clock = time.monotonic
-"""The cores' clock: uvloop's own stands still within a turn and counts whole milliseconds, too coarse for a pacer."""
 
 TURN: Final = 256 * 1024
 """Stream bytes that are taken and sent in one turn of the loop, about 2 ms of work: then others have theirs, above all

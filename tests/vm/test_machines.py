@@ -36,7 +36,7 @@ def test_each_machine_has_a_kernel_of_its_own(pair: vm.Pair, tell: Tell) -> None
     assert len(boots) == 3
 
 
-@pytest.mark.parametrize("transport", ["quic", "tcp"])
+@pytest.mark.parametrize("transport", ["quic", "udp", "tcp"])
 def test_a_file_goes_over_each_transport(pair: vm.Pair, transport: str) -> None:
     """Each alone: an emulated machine's QUIC handshake takes as long as the head start that it has over TCP."""
     sent = pair.finish(transport, pair.send(transport, 1024 * KiB, f"--transport={transport}"))

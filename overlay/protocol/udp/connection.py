@@ -24,6 +24,7 @@ Nothing from the network raises.
 """
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Final
 
 from overlay.protocol.codes import CloseCode
@@ -42,12 +43,12 @@ from overlay.protocol.udp.connection_events import (
 )
 from overlay.protocol.udp.cookie import read_reset
 from overlay.protocol.udp.established import Established
-from overlay.protocol.udp.goodbye import LASTS
 from overlay.protocol.udp.handshake import AcceptorHandshake, DiallerHandshake
 from overlay.protocol.udp.handshake_states import HandshakeClosed, Peer
 from overlay.protocol.udp.inbox import ControlData
 from overlay.protocol.udp.keys import AeadLimitReached
-from overlay.protocol.udp.payload import DONE_FRAME, Buffer, Datagram, StreamPiece
+from overlay.protocol.udp.opening import Opening
+from overlay.protocol.udp.payload import DONE_FRAME, PING_FRAME, Buffer, Datagram, StreamPiece
 from overlay.protocol.udp.session_side import ALIVE, SessionSide
 from overlay.protocol.udp.wire import DATA, KEY_PHASE, MAXIMUM_DATAGRAM, RESET
 
@@ -88,9 +89,6 @@ class UdpCore(SessionSide[Peer]):
         handshake_timeout: seconds until both must have accepted.
         idle_timeout: seconds of silence after which it ends; never less than 3 probe timeouts (RFC 9000 section 10.1).
         largest_datagram: bytes, as far as the search for the path's MTU may go.
-
-    Attributes:
-        phase: how far it is.
     """
 
     def __init__(
@@ -108,12 +106,17 @@ class UdpCore(SessionSide[Peer]):
     ) -> None:
         super().__init__(handshake)
         self._address = address
-        self._random = random
-        self._token = token
-        self._congestion = congestion or (lambda size: Bbr(size, lambda: int.from_bytes(random(4), "big") / 2**32))
+        self._establish = partial(
+            Established,
+            congestion=congestion or (lambda size: Bbr(size, lambda: int.from_bytes(random(4), "big") / 2**32)),
+            random=random,
+            token=token,
+            largest_datagram=largest_datagram,
+            emit=self._events.append,
+        )
         self._deadline = now + handshake_timeout
         self._idle_timeout = idle_timeout
-        self._largest_datagram = largest_datagram
+        self._opening = Opening()
         # An acceptor has been handed its first packet, which at a large MTU may be all that it needs.
         self._follow_handshake(now)
 
@@ -181,12 +184,11 @@ class UdpCore(SessionSide[Peer]):
             return None
         if self.phase not in ALIVE:
             return 0.0 if self._goodbye.over_at is None else self._goodbye.over_at
-        established = self._established
-        times: list[float | None] = [self._silent_at() if self.phase is Phase.OPEN else self._deadline]
-        if self.phase is Phase.OPENING:
-            times.append(self._handshake.next_timeout())
-        if established:
-            times.append(established.next_timeout())
+        times: list[float | None] = [self._deadline, self._handshake.next_timeout(), self._opening.next_timeout()]
+        if self.phase is Phase.OPEN:
+            times = [self._sending.silent_at(self._idle_timeout)]
+        if self._established:
+            times.append(self._established.next_timeout())
         return min(time for time in times if time is not None)
 
     # --- what is to be sent
@@ -194,13 +196,12 @@ class UdpCore(SessionSide[Peer]):
     def bursts_to_send(self, now: float) -> list[Outgoing]:
         """All that may leave now; to be asked again after more was queued."""
         self.batch_ended(now)
-        if self.phase in _SILENT:
+        if self.phase not in ALIVE:
             self._goodbye.begin(now, self._rtt.probe_timeout)
+        if self.phase in _SILENT:
             return []
         # A handshake that has failed tells so by itself; one that is confirmed is silent.
         outgoing = [Outgoing(one, len(one), self._address) for one in self._handshake.datagrams_to_send(now)]
-        if self.phase is Phase.CLOSING:
-            self._goodbye.begin(now, self._rtt.probe_timeout)
         established = self._established
         if established is None:
             return outgoing
@@ -214,7 +215,7 @@ class UdpCore(SessionSide[Peer]):
         except AeadLimitReached:
             # Not even a goodbye may be sealed any more.
             if self.phase in ALIVE:
-                self._end(CloseCode.INTERNAL_ERROR, "the keys are worn out", "us")
+                self._end(CloseCode.AEAD_LIMIT_REACHED, "the keys are worn out", "us")
             self.phase = Phase.OVER
         return outgoing
 
@@ -223,21 +224,27 @@ class UdpCore(SessionSide[Peer]):
         if self._established and self.phase in ALIVE:
             self._established.transmission.mtu_refused(outgoing.segment)
 
-    # --- inside
+    def local_address_changed(self, now: float) -> None:
+        """We send from another address of our own from now on; `bursts_to_send` comes next.
 
-    def _silent_at(self) -> float:
-        """When it has been silent for too long."""
-        established = self._sending
-        timeout = max(self._idle_timeout, LASTS * established.transmission.rtt.probe_timeout)
-        return established.heard_at + timeout
+        Before both have accepted each other there is nothing to be done: the cookie was for the old address.
+        """
+        if self._established and self.phase is Phase.OPEN:
+            self._established.local_address_changed(now)
+
+    # --- inside
 
     def _receive_data(self, data: Buffer, segment: int, address: Hashable, now: float) -> None:
         established = self._established
-        if established is None or (address != self._address and self.phase is Phase.OPENING):
+        if self.phase is Phase.OPENING and address != self._address:
             return
         if self.phase is Phase.CLOSING:
             self._repeat_goodbye(address)
-        elif self.phase in ALIVE:
+        elif self.phase not in ALIVE:
+            return
+        elif established is None:
+            self._opening.keep(data, segment)
+        else:
             try:
                 established.receive(data, segment, address, now)
             except ProtocolViolation as violation:
@@ -267,21 +274,14 @@ class UdpCore(SessionSide[Peer]):
         elif error is not None:
             self._end(getattr(error, "code", CloseCode.UNAUTHENTICATED), str(error), "us", error)
         elif protection is not None and handshake.peer is not None and self._established is None:
-            self._established = Established(
-                protection,
-                self.ids[0],
-                self._address,
-                congestion=self._congestion,
-                random=self._random,
-                token=self._token,
-                initial_rtt=handshake.rtt.smoothed,
-                largest_datagram=self._largest_datagram,
-                now=now,
-                emit=self._events.append,
+            self._established = self._establish(
+                protection, handshake.own, self._address, initial_rtt=handshake.rtt.smoothed, now=now
             )
             if isinstance(handshake, AcceptorHandshake):
                 self._established.transmission.send_frame(DONE_FRAME, again=True)
             self._events.append(Proven(handshake.peer))
+            for early in self._opening.proven(now):
+                self._receive_data(early, len(early), self._address, now)
 
     def _handle_life(self, now: float) -> None:
         if self.phase is Phase.OPENING:
@@ -289,7 +289,10 @@ class UdpCore(SessionSide[Peer]):
                 self._end(CloseCode.HANDSHAKE_TIMEOUT, "the handshake took too long", "network")
                 return
             self._handshake.handle_timeout(now)
-        elif now >= self._silent_at():
+            if self._established and self._opening.reminds(now):
+                accepting = isinstance(self._handshake, AcceptorHandshake)
+                self._established.transmission.send_frame(DONE_FRAME if accepting else PING_FRAME, again=False)
+        elif now >= self._sending.silent_at(self._idle_timeout):
             self._vanish(CloseCode.SILENT, "nothing was heard for the idle time", "network")
             return
         if self._established:

@@ -57,9 +57,10 @@ class IdsChanged:
 
 @dataclass(frozen=True, slots=True)
 class AddressChanged:
-    """The peer has moved, and has proven that it is there; `UdpCore.destination` may have changed, too."""
+    """Packets go elsewhere: to another address, which the peer has proven to be at, or to another id of the peer's."""
 
     address: Hashable
+    """The same as before when only `UdpCore.destination` has changed."""
 
 
 Content = StreamPiece | ControlData | Datagram

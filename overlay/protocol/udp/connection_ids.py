@@ -5,7 +5,10 @@ address changes, the peer goes on to the next one, so who watches both networks 
 same peer (RFC 9000 section 9.5). Using an id gives up all that were issued before it, and they are replaced; so there
 is no frame to retire one. Of those given up the last is still answered to, for packets that were overtaken.
 
-The ids that the handshake was made under have sequence number 0; their tokens follow, sealed, in NEW_ID too.
+The ids that the handshake was made under have sequence number 0, and are left as soon as there are others. They have
+no reset token: an acceptor's is known to whoever saw its COOKIE before there is a connection, and he could ask for the
+RESET of it then, with a packet of his own, and use it later (RFC 9000 section 21.11). All others are known here before
+anybody else hears of them, so nobody is sent a RESET of them while they are in use.
 """
 
 import hmac
@@ -35,7 +38,7 @@ class LocalIds:
         self._token = token
         self._sequences = {first: 0}
         self._used = 0
-        self._announced = -1
+        self._announced = 0
 
     @property
     def ids(self) -> tuple[bytes, ...]:
@@ -45,10 +48,6 @@ class LocalIds:
     def issue(self) -> list[NewId]:
         """What is to be announced to the peer now, reliably; the caller finds us by these from now on."""
         issued: list[NewId] = []
-        if self._announced < 0:
-            [first] = self._sequences
-            issued.append(NewId(0, first, self._token(first)))
-            self._announced = 0
         while self._announced < self._used + SPARE:
             self._announced += 1
             connection_id = self._random(ID_SIZE)
@@ -89,12 +88,19 @@ class RemoteIds:
         """The one in use."""
         return self._ids[self._sequence]
 
+    @property
+    def is_handshakes(self) -> bool:
+        """Whether it is still the handshake's."""
+        return not self._sequence
+
     def receive_new_id(self, new: NewId) -> None:
         """NEW_ID came; repetitions are in order.
 
         Raises:
             ProtocolViolation: it is more than was asked for, or contradicts what is known.
         """
+        if not new.sequence:
+            raise ProtocolViolation(CloseCode.STATE_ERROR, "the handshake's connection id has no token")
         if new.sequence < self._sequence:
             return
         if new.sequence > self._sequence + SPARE:

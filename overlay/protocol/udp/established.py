@@ -22,6 +22,7 @@ from overlay.protocol.udp.mtu import MtuSearch
 from overlay.protocol.udp.pacing import Pacer
 from overlay.protocol.udp.path import CHALLENGE_SIZE, Path
 from overlay.protocol.udp.payload import (
+    PING_FRAME,
     Buffer,
     Close,
     Datagram,
@@ -122,6 +123,10 @@ class Established:
         """When the peer acknowledged last while something is in flight, otherwise when anything arrived."""
         return self._acknowledged_at if self.transmission.recovery.in_flight else self.heard_at
 
+    def silent_at(self, idle_timeout: float) -> float:
+        """When it has been silent for too long: never less than 3 probe timeouts (RFC 9000 section 10.1)."""
+        return self.heard_at + max(idle_timeout, 3 * self.transmission.rtt.probe_timeout)
+
     # --- what arrives
 
     def receive(self, datagrams: Buffer, segment: int, address: Hashable, now: float) -> None:
@@ -148,6 +153,11 @@ class Established:
         if self._opened:
             opened, self._opened = self._opened, []
             self._take(opened, self.path.address, now)
+
+    def local_address_changed(self, now: float) -> None:
+        """We are elsewhere: the peer is told at once, under another of its ids (RFC 9000 section 9.5)."""
+        self._move(now)
+        self.transmission.send_frame(PING_FRAME, again=False)
 
     def handle_timeout(self, now: float) -> None:
         """A deadline named by `next_timeout` may have come."""
@@ -253,18 +263,27 @@ class Established:
                     self._move(now)
             elif isinstance(event, NewId):
                 self._remote.receive_new_id(event)
+                if self._remote.is_handshakes:
+                    self._use_next_id()
             elif isinstance(event, Done):
                 self.is_confirmed = True
             else:
                 self.goodbye = event
 
     def _move(self, now: float) -> None:
-        """The peer is at another address."""
+        """One of the two is at another address."""
         self.transmission.path_changed(now)
         self._tell_probe_timeout()
-        if self._remote.advance():
-            self._protection.destination = self._remote.current
+        if not self._use_next_id():
+            self._emit(AddressChanged(self.path.address))
+
+    def _use_next_id(self) -> bool:
+        """Packets go to the peer's next id from now on; False when it has given none."""
+        if not self._remote.advance():
+            return False
+        self._protection.destination = self._remote.current
         self._emit(AddressChanged(self.path.address))
+        return True
 
     def _tell_probe_timeout(self) -> None:
         self._protection.probe_timeout = self.path.probe_timeout = self.transmission.rtt.probe_timeout

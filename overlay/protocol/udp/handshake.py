@@ -12,10 +12,8 @@
       <----------------------------------------------  DATA DONE     both know that both know
 
 TLS is injected. Each side exports the packet keys when it has verified the other: OpenSSL would let an acceptor do so
-earlier. The dialler may send DATA at once; an acceptor without keys drops it, and it is sent again. What TLS wants to
-send after the handshake (tickets) is dropped: nothing of ours resumes.
-
-Nothing goes to an unproven address but a COOKIE, which is shorter than what it answers.
+earlier. The dialler may send DATA at once; `opening` keeps what comes before the keys. TLS's tickets are dropped, as
+nothing of ours resumes. Nothing goes to an unproven address but a COOKIE, which is shorter than what it answers.
 
 **Strangers.** Who has not seen the handshake's packets can do nothing to it: packets that do not open, or make no sense
 inside, are dropped whole. Who has seen them can end it with a forged packet, as in QUIC, until the peer's key is proven
@@ -30,7 +28,7 @@ from typing import Final, Generic
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.udp.aead import SECRET_SIZE, Aead
 from overlay.protocol.udp.cookie import knock, read_cookie
-from overlay.protocol.udp.handshake_channel import LARGEST_BACKOFF, Channel
+from overlay.protocol.udp.handshake_channel import Channel, probe_interval
 from overlay.protocol.udp.handshake_packets import Bytes, Header, Seal
 from overlay.protocol.udp.handshake_states import TRANSITIONS, Event, Exporter, HandshakeClosed, Peer, State, Tls
 from overlay.protocol.udp.keys import EXPORT_LABEL, EXPORT_SIZE, Protection
@@ -49,7 +47,7 @@ class Handshake(ABC, Generic[Peer]):
     Its deadline is the caller's. So are addresses: packets from another one than it began with are not handed to it.
 
     Args:
-        own: our connection id.
+        own: our connection id; an attribute, too.
         tls: begins TLS; called when there is work for it.
 
     Attributes:
@@ -68,7 +66,7 @@ class Handshake(ABC, Generic[Peer]):
         self.protection: Protection | None = None
         self.error: Exception | None = None
         self.rtt = RoundTripTime()
-        self._own = own
+        self.own = own
         self._begin_tls = tls
         self._tls: Tls[Peer] | None = None
         self._channels: list[Channel] = []
@@ -223,13 +221,13 @@ class DiallerHandshake(Handshake[Peer]):
         self._knock_due = False
         self._knocks += 1
         self._knocked_at = now
-        return [knock(self._own)]
+        return [knock(self.own)]
 
     def next_timeout(self) -> float | None:
         """See `Handshake.next_timeout`."""
         if self.state is not State.KNOCKING or self._knock_due:
             return super().next_timeout()
-        return self._knocked_at + self.rtt.probe_timeout * (1 << min(self._knocks - 1, LARGEST_BACKOFF))
+        return self._knocked_at + probe_interval(self.rtt, self._knocks - 1)
 
     def handle_timeout(self, now: float) -> None:
         """See `Handshake.handle_timeout`."""
@@ -240,7 +238,7 @@ class DiallerHandshake(Handshake[Peer]):
             super().handle_timeout(now)
 
     def _receive_cookie(self, datagram: Bytes, now: float) -> None:
-        found = read_cookie(datagram, self._own)
+        found = read_cookie(datagram, self.own)
         if found is None or found in self._cookies or len(self._cookies) >= MAX_COOKIES:
             return
         if self.state not in {State.KNOCKING, State.SHAKING} or self.heard:
@@ -250,8 +248,8 @@ class DiallerHandshake(Handshake[Peer]):
             self.rtt.update(now - self._knocked_at, 0.0)
         self._cookies.append(found)
         acceptor, cookie = found
-        header = Header(acceptor, self._own, cookie)
-        channel = Channel(Seal.of_dialler(self._own, acceptor, cookie), header, self.rtt)
+        header = Header(acceptor, self.own, cookie)
+        channel = Channel(Seal.of_dialler(self.own, acceptor, cookie), header, self.rtt)
         channel.write(self._hello)
         self._channels.append(channel)
         self._enter(Event.COOKIE)
@@ -268,7 +266,7 @@ class DiallerHandshake(Handshake[Peer]):
             channel.write(data)
 
     def _protect(self, remote: bytes, export: Callable[[bytes], bytes], aead: Aead) -> Protection:
-        secrets = export(self._own + remote)
+        secrets = export(self.own + remote)
         return Protection(aead, secrets[:SECRET_SIZE], secrets[SECRET_SIZE:], remote)
 
 
@@ -297,5 +295,5 @@ class AcceptorHandshake(Handshake[Peer]):
             channel.write(data)
 
     def _protect(self, remote: bytes, export: Callable[[bytes], bytes], aead: Aead) -> Protection:
-        secrets = export(remote + self._own)
+        secrets = export(remote + self.own)
         return Protection(aead, secrets[SECRET_SIZE:], secrets[:SECRET_SIZE], remote)

@@ -250,4 +250,4 @@ class Protection:
     def _count_forged(self) -> None:
         self.forged += 1
         if self.forged >= self._aead.integrity:
-            raise ProtocolViolation(CloseCode.INTERNAL_ERROR, "too many forged packets for the cipher")
+            raise ProtocolViolation(CloseCode.AEAD_LIMIT_REACHED, "too many forged packets for the cipher")

@@ -80,8 +80,7 @@ class SessionSide(Generic[Peer]):
     def ids(self) -> tuple[bytes, ...]:
         """By which packets for us are found now; `IdsChanged` tells when they change."""
         established = self._established
-        # The handshake knows under which id it was begun.
-        return established.ids if established else (self._handshake._own,)  # noqa: SLF001
+        return established.ids if established else (self._handshake.own,)
 
     @property
     def destination(self) -> bytes:
