@@ -6,6 +6,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from overlay.errors import ConfigError
+from overlay.protocol.udp.wire import MAXIMUM_DATAGRAM, MINIMUM_DATAGRAM
 
 if TYPE_CHECKING:
     from overlay.identity import PeerId
@@ -83,7 +84,7 @@ class Config:
     """An idle connection is pinged so often: UDP mappings of home routers live for 30 s and more."""
     delivery_timeout: float = 30.0
     """How long leaving `async with stream` waits for the peer's acknowledgement."""
-    largest_datagram: int = 65_507
+    largest_datagram: int = MAXIMUM_DATAGRAM
     """Bytes up to which raw UDP looks for the path's MTU: what UDP over IPv4 can carry."""
     interfaces: tuple[str, ...] = ()
     """Names of network interfaces to use, such as `eth0`; empty: all."""
@@ -110,7 +111,8 @@ class Config:
         for name in ("dial_timeout", "handshake_timeout", "idle_timeout", "keepalive", "delivery_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
-        if not 300 <= self.largest_datagram <= 65_507:
-            raise ConfigError(f"largest_datagram must be 300 to 65507 bytes, not {self.largest_datagram}")
+        if not MINIMUM_DATAGRAM <= self.largest_datagram <= MAXIMUM_DATAGRAM:
+            bounds = f"{MINIMUM_DATAGRAM} to {MAXIMUM_DATAGRAM} bytes"
+            raise ConfigError(f"largest_datagram must be {bounds}, not {self.largest_datagram}")
         if self.resume_timeout < 0:
             raise ConfigError(f"resume_timeout must not be negative, but is {self.resume_timeout}")

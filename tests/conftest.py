@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what was left out, and what was seen in networks and machines; the tests have checked it."""
+    """Print what was left out, and what was seen in networks, real and simulated; the tests have checked it."""
     sections = {"left out": config.stash.get(LEFT_OUT, [])}
     # Where no such test was collected, they may not even be importable.
     if "lab.report" in sys.modules:
@@ -54,6 +54,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
         sections["networks"] = report.table(report.rows) if report.rows else []
         sections["user-space line: asked against measured"] = report.measured
+    if "udp_report" in sys.modules:
+        import udp_report
+
+        sections["raw UDP on simulated networks"] = udp_report.table(udp_report.rows) if udp_report.rows else []
+        sections["raw UDP sharing a bottleneck"] = udp_report.shares
     if "vm" in sys.modules:
         import vm
 

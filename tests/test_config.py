@@ -12,7 +12,7 @@ from overlay import Config, ConfigError
         ({"transports": ("pigeon",)}, "pigeon"),
         ({"dial_timeout": 0}, "dial_timeout"),
         ({"keepalive": -1}, "keepalive"),
-        ({"largest_datagram": 299}, "largest_datagram"),
+        ({"largest_datagram": 271}, "largest_datagram"),
         ({"largest_datagram": 65_508}, "largest_datagram"),
         ({"resume_timeout": -1}, "resume_timeout"),
         ({"never_dial": ("10.0.0.0/99",)}, "never_dial"),

@@ -1,9 +1,15 @@
 """What an acknowledgement changes: the controller's samples, the outbox, the size of packets."""
 
+from collections.abc import Callable
+from random import Random
+
 import pytest
 from udp_ends import FixedWindow
 
 from overlay.protocol.frames import ProtocolViolation
+from overlay.protocol.udp.bbr import Bbr
+from overlay.protocol.udp.congestion import Congestion
+from overlay.protocol.udp.cubic import Cubic
 from overlay.protocol.udp.flight import PROBES, Flight
 from overlay.protocol.udp.mtu import LOST_IN_A_ROW, MtuSearch
 from overlay.protocol.udp.outbox import Outbox
@@ -163,9 +169,49 @@ def test_large_packets_lost_and_small_ones_not_make_packets_small() -> None:
     assert one.mtu.black_holes == 1
 
 
+def test_short_packet_at_the_end_of_a_burst_says_nothing_about_the_others() -> None:
+    """Each answer of a server ends with a short packet; that it arrives must not hide that no full one does."""
+    one = Set()
+    for turn in range(4):
+        record = SentBurst(5 * turn, 1.0 + turn, last=5 * turn + 4, size=1200, last_size=400)
+        one.flight.next_number = record.last + 1
+        one.flight.sent(record, record.sent_at)
+        one.ack((record.last, record.last), now=record.sent_at + 0.1)
+    assert one.mtu.black_holes == 1
+
+
 def test_new_path_begins_anew() -> None:
     one = Set()
     one.rtt.update(0.1, 0.0)
     one.flight.path_changed(1.0)
     assert not one.rtt.measured
     assert one.mtu.size == 300
+
+
+def test_new_path_hears_nothing_of_the_old_one() -> None:
+    """RFC 9000 section 9.4: neither round-trip time nor controller; what was under way is sent again."""
+    one = Set()
+    one.outbox.add_stream(5, 0, bytes(10_000))
+    record = SentBurst(0, 1.0)
+    payloads = one.outbox.take_run(0, 1171, 64, record)
+    record.last, record.size, record.last_size = len(payloads) - 1, 1200, 1200
+    one.flight.next_number = len(payloads)
+    one.flight.sent(record, 1.0)
+    one.flight.path_changed(2.0)
+    assert one.flight.window_left() == one.congestion.window
+    assert one.outbox.stream_bytes == 10_000
+    one.ack((0, record.last), now=2.1)
+    assert not one.rtt.measured
+    assert one.congestion.samples == []
+
+
+@pytest.mark.parametrize("make", [Cubic, lambda size: Bbr(size, Random(1).random)])
+def test_new_path_begins_with_ten_packets_of_its_own_size(make: Callable[[int], Congestion]) -> None:
+    mtu = MtuSearch(300)
+    congestion = make(300)
+    flight = Flight(congestion, Pacer(300), mtu, RoundTripTime(), Outbox())
+    mtu.size = 60_000
+    flight.resize()
+    assert congestion.window == 120_000
+    flight.path_changed(1.0)
+    assert congestion.window == 3000

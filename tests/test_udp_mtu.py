@@ -13,7 +13,7 @@ from overlay.protocol.udp.mtu import (
     RAISE_AFTER_BLACK_HOLE,
     MtuSearch,
 )
-from overlay.protocol.udp.wire import MAXIMUM_DATAGRAM
+from overlay.protocol.udp.wire import MAXIMUM_DATAGRAM, MINIMUM_DATAGRAM
 
 
 def search(mtu: MtuSearch, limit: int, now: float = 0.0) -> list[int]:
@@ -60,7 +60,7 @@ def test_probe_without_an_answer_is_given_up_in_time() -> None:
         mtu.probe_sent(1200, float(attempt), 1.0)
         assert mtu.next_timeout() == attempt + 1.0
         assert mtu.probe_to_send(attempt + 0.5) is None
-    assert mtu.probe_to_send(float(ATTEMPTS)) == 750
+    assert mtu.probe_to_send(float(ATTEMPTS)) == (MINIMUM_DATAGRAM + 1200) // 2
     assert FIRST_PATIENCE > 5.0
 
 
@@ -94,7 +94,7 @@ def test_size_in_use_that_the_system_refuses_leads_back_to_the_base() -> None:
     mtu = MtuSearch()
     search(mtu, 1472)
     assert mtu.refused(1472)
-    assert mtu.size == 300
+    assert mtu.size == MINIMUM_DATAGRAM
     assert not mtu.refused(1472)
 
 
@@ -103,10 +103,10 @@ def test_black_hole_is_found_when_only_small_packets_arrive(timeouts: int, losse
     mtu = MtuSearch()
     search(mtu, 1472)
     mtu.packets_lost(1472, losses - 1)
-    assert not mtu.small_acknowledged(timeouts)
+    assert not mtu.small_acknowledged(MINIMUM_DATAGRAM, timeouts)
     mtu.packets_lost(1472, 1)
-    assert mtu.small_acknowledged(timeouts)
-    assert mtu.size == 300
+    assert mtu.small_acknowledged(MINIMUM_DATAGRAM, timeouts)
+    assert mtu.size == MINIMUM_DATAGRAM
     assert mtu.black_holes == 1
     assert search(mtu, 1200)[:2] == [1472, 1200]
     assert mtu.size == 1200
@@ -117,7 +117,7 @@ def test_false_alarm_is_over_after_one_probe() -> None:
     mtu = MtuSearch()
     search(mtu, 1472)
     mtu.packets_lost(1472, LOST_IN_A_ROW)
-    assert mtu.small_acknowledged(0)
+    assert mtu.small_acknowledged(MINIMUM_DATAGRAM, 0)
     assert search(mtu, 1472) == [1472]
     assert mtu.size == 1472
 
@@ -128,19 +128,32 @@ def test_large_packet_that_arrives_refutes_the_suspicion() -> None:
     mtu.packets_lost(1472, LOST_IN_A_ROW - 1)
     mtu.packet_acknowledged(1472)
     mtu.packets_lost(1472, 1)
-    assert not mtu.small_acknowledged(0)
+    assert not mtu.small_acknowledged(MINIMUM_DATAGRAM, 0)
+
+
+def test_packet_between_the_sizes_refutes_nothing_about_larger_ones() -> None:
+    """A path that carries 1000 bytes by now: 600 arrive all the time, and say nothing about 1472."""
+    mtu = MtuSearch()
+    search(mtu, 1472)
+    for _ in range(LOST_IN_A_ROW):
+        mtu.packets_lost(1472, 1)
+        mtu.packet_acknowledged(600)
+    assert mtu.small_acknowledged(600, 0)
+    search(mtu, 1472)
+    mtu.packets_lost(1300, LOST_IN_A_ROW)
+    assert not mtu.small_acknowledged(1400, 0)
 
 
 def test_nothing_is_below_the_base() -> None:
     mtu = MtuSearch()
-    mtu.packets_lost(300, 100)
-    assert not mtu.small_acknowledged(5)
-    assert mtu.size == 300
+    mtu.packets_lost(MINIMUM_DATAGRAM, 100)
+    assert not mtu.small_acknowledged(MINIMUM_DATAGRAM, 5)
+    assert mtu.size == MINIMUM_DATAGRAM
 
 
 def test_new_path_is_searched_anew() -> None:
     mtu = MtuSearch()
     search(mtu, 1472)
     mtu.reset()
-    assert mtu.size == 300
+    assert mtu.size == MINIMUM_DATAGRAM
     assert search(mtu, 1472)[0] == 1200

@@ -66,6 +66,19 @@ def test_control_datagram_and_stream_leave_in_this_order() -> None:
     assert len(box.take_run(1, ROOM, 64, record)) == 5
 
 
+def test_datagrams_without_end_leave_half_to_streams() -> None:
+    """A queue of datagrams that is always full: streams get every other turn, in runs and in single packets."""
+    box = outbox()
+    kinds = []
+    for number in range(20):
+        while box.add_datagram(bytes(150)):
+            pass
+        box.add_stream(5, 200 * number, bytes(200))
+        payloads = box.take_run(number, ROOM, 1, burst()) or [box.fill(number, ROOM, b"", burst())]
+        kinds += [type(frame) for payload in payloads for frame in frames(payload)]
+    assert kinds.count(StreamPiece) >= kinds.count(Datagram) >= 9
+
+
 def test_control_and_bulk_share_a_packet() -> None:
     box, record = outbox(), burst()
     box.add_stream(5, 0, bytes(1000))

@@ -1,5 +1,7 @@
 """Loss detection after RFC 9002 section 6, on bursts; and against a model that knows single packets only."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,6 @@ def test_whole_burst_is_acknowledged_at_once() -> None:
     assert outcome.rtt == pytest.approx(0.1)
     assert recovery.in_flight == 0
     assert recovery.next_timeout() is None
-    assert recovery.waiting_since is None
 
 
 def test_same_ack_again_changes_nothing() -> None:
@@ -182,6 +183,43 @@ def test_late_packet_makes_the_time_threshold_patient() -> None:
     assert recovery.packet_threshold == PACKET_THRESHOLD
 
 
+def test_loss_that_is_not_named_with_the_late_one_stays_a_loss() -> None:
+    """A late packet among true losses: the controller is told when the last true one was."""
+    recovery = measured()
+    recovery.sent(burst(0, 19, 1.0))
+    assert numbers(recovery.acknowledge(ack((10, 19)), 1.1).lost) == list(range(10))
+    late = recovery.acknowledge(ack((10, 19), (4, 5)), 1.2)
+    assert late.spurious
+    assert late.last_loss == 1.1
+    again = recovery.acknowledge(ack((10, 19), (4, 5)), 1.3)
+    assert not again.spurious, "the same news again is none"
+    assert recovery.acknowledge(ack((0, 19)), 1.4).last_loss == -math.inf
+
+
+def test_late_probe_of_the_mtu_is_no_reordering() -> None:
+    recovery = measured()
+    recovery.sent(burst(0, 0, 1.0, counted=False))
+    recovery.sent(burst(1, 9, 1.0))
+    recovery.acknowledge(ack((1, 9)), 1.1)
+    assert not recovery.acknowledge(ack((0, 9)), 1.2).spurious
+    assert recovery.packet_threshold == PACKET_THRESHOLD
+
+
+def test_other_path_gives_up_what_is_under_way_on_the_old_one() -> None:
+    recovery = measured()
+    recovery.sent(burst(0, 9, 1.0))
+    recovery.sent(burst(10, 19, 1.0))
+    recovery.acknowledge(ack((9, 9), (3, 4)), 1.1)
+    assert numbers(recovery.path_changed()) == [7, 8, *range(10, 20)]
+    assert recovery.in_flight == 0
+    assert recovery.next_timeout() is None
+    smoothed = recovery.rtt.smoothed
+    assert recovery.acknowledge(ack((0, 19)), 9.0) == Outcome()
+    assert recovery.rtt.smoothed == smoothed
+    recovery.sent(burst(20, 29, 9.0))
+    assert numbers(recovery.acknowledge(ack((20, 29)), 9.1).acked) == list(range(20, 30))
+
+
 def test_packet_threshold_has_a_limit() -> None:
     recovery = measured()
     recovery.sent(burst(0, 9999, 1.0))
@@ -260,5 +298,4 @@ def test_every_packet_ends_once_and_the_bytes_in_flight_are_exact(draw: st.DataO
                 assert late.probe or late.lost
         assert recovery.in_flight == sum(outstanding.values())
         assert (recovery.next_timeout() is not None) == bool(outstanding)
-        assert (recovery.waiting_since is not None) == bool(outstanding)
         assert recovery.floor <= min(outstanding, default=next_number)

@@ -1,21 +1,17 @@
-"""Two transmissions and every network between them: always complete, always exact, never for ever."""
+"""Payloads in, payloads out: what leaves when, and that whatever order things happen in, all arrives once.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+Whole networks between two transmissions are in test_udp_simulation.py.
+"""
+
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from udp_ends import Coverage, End, FixedWindow, Packet, packets, pattern, transfer
-from udp_network import Gilbert, Link, Network
+from udp_ends import Coverage, FixedWindow, Packet, packets, pattern
 
 from overlay.protocol.frames import ProtocolViolation
-from overlay.protocol.udp.bbr import Bbr
-from overlay.protocol.udp.congestion import Congestion
-from overlay.protocol.udp.cubic import Cubic
 from overlay.protocol.udp.inbox import ControlData
 from overlay.protocol.udp.mtu import MtuSearch
 from overlay.protocol.udp.pacing import Pacer
@@ -34,116 +30,6 @@ from overlay.protocol.udp.payload import (
 )
 from overlay.protocol.udp.transmission import Transmission
 from overlay.protocol.udp.wire import DATA_OVERHEAD
-
-MEGABYTE = 1_000_000
-RATE = 6.25e6
-"""50 Mbit/s."""
-
-Change = Callable[[Network, Link, Link], None]
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A network and what is sent over it."""
-
-    name: str
-    size: int = 2 * MEGABYTE
-    rtt: float = 0.05
-    mtu: int = 1472
-    rate: float = RATE
-    loss: float = 0.0
-    gilbert: tuple[float, float] | None = None
-    reorder: float = 0.0
-    duplicate: float = 0.0
-    back_loss: float | None = None
-    """Of acknowledgements, where it differs."""
-    change: Change | None = None
-    until: float = 120.0
-    packets: int = 20_000
-
-
-def shrink(network: Network, there: Link, back: Link) -> None:
-    for link in (there, back):
-        network.change(0.4, link, mtu=500)
-        network.change(1.2, link, mtu=300)
-        network.change(2.5, link, mtu=1472)
-
-
-def blackout(network: Network, there: Link, back: Link) -> None:
-    network.blackout(0.3, 30.0, there, back)
-
-
-def deaf(network: Network, there: Link, back: Link) -> None:
-    network.blackout(0.3, 30.0, back)
-
-
-SCENARIOS = [
-    Scenario("nothing in the way"),
-    Scenario("1 % loss", loss=0.01),
-    Scenario("3 % loss", loss=0.03),
-    Scenario("10 % loss", loss=0.1, size=MEGABYTE),
-    Scenario("30 % loss", loss=0.3, size=MEGABYTE // 2, until=400),
-    Scenario("bursts of loss, 5 packets each, 5 %", gilbert=(0.01, 0.2)),
-    Scenario("1 % reordered by up to 50", reorder=0.01),
-    Scenario("20 % reordered by up to 50", reorder=0.2),
-    Scenario("30 % doubled", duplicate=0.3),
-    Scenario("RTT 1 ms", rtt=0.001, size=5 * MEGABYTE),
-    Scenario("RTT 1 s", rtt=1.0),
-    Scenario("RTT 5 s", rtt=5.0, size=MEGABYTE),
-    Scenario("RTT 5 s, 10 % loss", rtt=5.0, size=MEGABYTE // 10, loss=0.1, until=600),
-    Scenario("MTU 300", mtu=300, size=MEGABYTE),
-    Scenario("MTU 300, 64 kbit/s, 5 % loss", mtu=300, rate=8000, size=50_000, loss=0.05, until=300),
-    Scenario("MTU 9000", mtu=9000, size=5 * MEGABYTE),
-    Scenario("MTU 9000 -> 500 -> 300 -> 1472", mtu=9000, size=10 * MEGABYTE, change=shrink, packets=60_000),
-    Scenario("blackout of 30 s", size=3 * MEGABYTE, change=blackout),
-    Scenario("half of all ACKs lost", back_loss=0.5),
-    Scenario("no ACK for 30 s", size=3 * MEGABYTE, change=deaf),
-    Scenario(
-        "everything at once", loss=0.05, reorder=0.1, duplicate=0.1, gilbert=(0.005, 0.3), size=MEGABYTE, until=400
-    ),
-]
-CONTROLLERS: dict[str, Callable[[int], Congestion]] = {
-    "cubic": Cubic,
-    "bbr": lambda size: Bbr(size, Random(1).random),
-}
-rows: list[str] = []
-"""The table of goodputs; a line for each scenario that was run."""
-
-
-@pytest.mark.parametrize("controller", CONTROLLERS)
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_transfer_is_complete_and_exact(scenario: Scenario, controller: str) -> None:
-    network = Network(seed=7)
-    link = partial(
-        Link, rate=scenario.rate, delay=scenario.rtt / 2, queue=max(64_000, scenario.rate * scenario.rtt),
-        mtu=scenario.mtu, reorder=scenario.reorder, duplicate=scenario.duplicate,
-    )  # fmt: skip
-    gilbert = scenario.gilbert
-    there = link(loss=scenario.loss, gilbert=gilbert and Gilbert(*gilbert))
-    back = link(
-        loss=scenario.loss if scenario.back_loss is None else scenario.back_loss, gilbert=gilbert and Gilbert(*gilbert)
-    )
-    if scenario.change is not None:
-        scenario.change(network, there, back)
-    make = CONTROLLERS[controller]
-    left, right = End(make(300)), End(make(300))
-    result = transfer(
-        left, right, network, there, back, size=scenario.size, until=scenario.until, packets=scenario.packets
-    )
-    rows.append(
-        f"{scenario.name:36} {controller:6} {result.goodput / 1e6:7.3f} MB/s of {scenario.rate / 1e6:5.3f}"
-        f" {result.seconds:7.2f} s {result.packets:6} packets, {left.core.recovery.lost_packets:5} lost,"
-        f" MTU {left.core.mtu.size}"
-    )
-    # Needless copies are what a delay or a lost ACK costs; they have a bound.
-    assert right.bytes_received <= 1.25 * scenario.size
-    assert left.core.mtu.size <= scenario.mtu
-
-
-def test_table_of_goodputs_has_a_line_for_each_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print("", *rows, sep="\n")  # noqa: T201 - it is what CI shows
-    assert all("MB/s" in row for row in rows)
 
 
 def make(size: int = 1200, window: int = 64_000) -> Transmission:
@@ -280,20 +166,6 @@ def test_lone_frames_and_the_close_are_not_remembered() -> None:
     assert one.recovery.in_flight == 0
 
 
-def test_progress_is_the_last_ack_or_the_oldest_packet() -> None:
-    one, two = make(), make()
-    assert one.last_progress() is None
-    one.send_control(b"x")
-    pass_on(one, two, 1.0)
-    assert one.last_progress() == 1.0
-    assert two.last_progress() == 1.0
-    pass_on(two, one, 1.2)
-    assert one.last_progress() is not None
-    one.send_control(b"y")
-    pass_on(one, two, 9.0)
-    assert one.last_progress() == 9.0
-
-
 def test_datagram_that_is_too_long_is_dropped() -> None:
     one = make()
     assert one.max_datagram_size == 1200 - DATA_OVERHEAD - 1
@@ -331,6 +203,23 @@ def test_changed_payloads_are_a_violation_or_do_no_harm(draw: st.DataObject) -> 
             receiver.take_events()
             receiver.handle_timeout(now)
             assert receiver.recovery.in_flight >= 0
+
+
+def test_silence_says_nothing_about_the_size_of_packets() -> None:
+    """In a blackout the search waits: three probes lost would else hold it down for the ten minutes after."""
+    one, two = make(), make()
+    one.mtu = one._flight._mtu = MtuSearch(300)
+    one.send_stream(5, 0, bytes(1000))
+    sizes = [len(packet) for packet in packets(one.payloads_to_send(1.0))]
+    assert 1200 in sizes
+    while (due := one.next_timeout()) is not None and due < 40.0:
+        one.handle_timeout(due)
+        sent = packets(one.payloads_to_send(due))
+        assert all(len(packet) <= 300 for packet in sent)
+    two.receive([(packet.number, packet.payload) for packet in sent], 40.0)
+    pass_on(two, one, 40.0)
+    found = packets(one.payloads_to_send(40.1))
+    assert 1200 in {len(packet) for packet in found}
 
 
 def test_new_path_begins_with_small_packets() -> None:

@@ -125,11 +125,13 @@ class Network:
 
     Attributes:
         now: seconds since the start.
+        handled: how many events have happened.
         random: the only source of chance, for the nodes too.
     """
 
     def __init__(self, seed: int = 1) -> None:
         self.now = 0.0
+        self.handled = 0
         self.random = Random(seed)
         self._order = count()
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -198,6 +200,7 @@ class Network:
         while events and events[0][0] <= until:
             when, _, callback, arguments = heapq.heappop(events)
             self.now = max(self.now, when)
+            self.handled += 1
             callback(*arguments)
             if done is not None and done():
                 return True

@@ -21,14 +21,13 @@ Where we leave the draft, and why:
   rate down on a link that loses 3 %.
 - Cycles last 8 to 12 round trips and no more than 3 s. The draft waits as long as Reno would need to fill the pipe,
   for the sake of Reno; our flows meet CUBIC, and a bandwidth that has become free should be found soon.
-- The window of a steady phase is 1.5 BDP and not 2, that of UP 1.75 and not 2.25: half a BDP of queue is enough to ride
-  out lumps of acknowledgements, which `Aggregation` measures besides. In simulation, with a queue of 1 BDP, two flows
-  then share 50/50 instead of 75/25, and CUBIC beside BBR gets half instead of a seventh.
-- A probe that cost nothing raises the long-term bound by a quarter, once, at its end: the draft raises it while the
-  probe goes on, by a packet, two, four; ours are so short that a newcomer would be held down for minutes.
+- The window of a steady phase is 1.5 BDP and not 2, that of UP 1.75 and not 2.25: in simulation, with a queue of 1 BDP,
+  two flows then share 50/50 and not 75/25, and CUBIC beside BBR gets half and not a seventh. Half a BDP of queue rides
+  out lumps of acknowledgements, which `Aggregation` measures besides.
+- A probe that cost nothing raises the long-term bound by a quarter, once, at its end: the draft raises it under way, by
+  a packet, two, four; our probes are so short that a newcomer would be held down for minutes.
 - UP makes up for the path's own losses (`Bbr._boost`): above 20 % the draft's probes cannot find anything.
-- UP that finds a quarter more twice in a row returns to STARTUP: a path that has become ten times as fast is found in 4
-  further round trips instead of 10.
+- UP that finds a quarter more twice in a row returns to STARTUP: ten times the bandwidth is found in 4 round trips.
 - A bottleneck that has become slower is believed after 3 rounds (`Bandwidth.next_round`), not after 2 cycles.
 """
 
@@ -38,7 +37,7 @@ from collections.abc import Callable
 from overlay.protocol.udp import bbr_phases as phases
 from overlay.protocol.udp.bbr_model import Aggregation, Bandwidth, Growth, Losses, MinimumRtt
 from overlay.protocol.udp.bbr_phases import Phase
-from overlay.protocol.udp.congestion import MINIMUM_PACKETS, Acknowledged, Congestion, initial_window
+from overlay.protocol.udp.congestion import MAXIMUM_WINDOW, MINIMUM_PACKETS, Acknowledged, Congestion, initial_window
 from overlay.protocol.udp.pacing import quantum
 
 
@@ -77,6 +76,12 @@ class Bbr(Congestion):
         self._drained_at: float | None = None
         self._prior_window = 0
         self._idle_at: float | None = None
+        self._bounded_at = -math.inf
+
+    @property
+    def is_starting(self) -> bool:
+        """The path's bandwidth has not been found yet."""
+        return not self._pipe_filled and not self._prior_window
 
     def sent(self, now: float, size: int, in_flight: int) -> None:
         """The first burst after an idle time: the pipe is empty, that is as good as a PROBE_RTT."""
@@ -94,7 +99,6 @@ class Bbr(Congestion):
         if sample.rate is not None:
             self.bandwidth.sampled(sample.rate, app_limited=sample.rate_app_limited)
         self._losses.sampled(sample)
-        bandwidth = self.bandwidth.estimate
         if sample.acked:
             # Of the highest rate, as a bound that losses set is exceeded by all that comes.
             self._aggregation.acknowledged(
@@ -102,29 +106,28 @@ class Bbr(Congestion):
             )
         if sample.round_start:
             self._end_round(sample)
-        if self.rtt.seconds < math.inf and bandwidth:
+        if self.rtt.seconds < math.inf and self.bandwidth.estimate:
             self._advance(sample)
         self._publish(sample)
 
     def persistent_congestion(self, now: float) -> None:
         """Nothing came through for a long time: send the least, until an acknowledgement shows that the path is back.
 
-        What the model knows is kept: it is as likely to hold after the silence as anything else, and if it does not,
-        a round of losses corrects it.
+        What the model knows is kept: if it does not hold after the silence, a round of losses corrects it.
         """
         self._prior_window = max(self._prior_window, self.window)
         self.window = min(self.window, self._minimum)
         self._losses.next_round()
         self.rtt.postpone(now)
 
-    def spurious_loss(self, now: float) -> None:  # noqa: ARG002 - other controllers need it
-        """Take the bounds back that losses have set."""
-        self._long_term = self._short_term = self.bandwidth.short_term = math.inf
+    def spurious_loss(self, now: float, last_loss: float) -> None:  # noqa: ARG002 - the interface names it
+        """Take the bounds back that losses have set if none since then was one."""
+        if last_loss < self._bounded_at:
+            self._long_term = self._short_term = self.bandwidth.short_term = math.inf
 
     def reset(self, now: float) -> None:
         """Begin like a new connection."""
-        self.window = initial_window(self._datagram)
-        self.pacing_rate = math.inf
+        self.window, self.pacing_rate = initial_window(self._datagram), math.inf
         self._begin(now)
 
     @property
@@ -140,9 +143,8 @@ class Bbr(Congestion):
     def _boost(self) -> float:
         """What UP must send more for more to come out at the other end of a path that loses.
 
-        With a quarter more sent and a fifth lost, no probe would ever find more than is known, and the estimate would
-        only fall. The other phases do not make up for losses: if these are the path's own after all a queue's, to send
-        more would make them worse.
+        With a quarter more sent and a fifth lost, no probe would ever find more than is known. The other phases do not
+        make up for losses: if these are a queue's after all, to send more would make them worse.
         """
         if self.phase is not Phase.UP:
             return 1.0
@@ -170,6 +172,7 @@ class Bbr(Congestion):
 
     def _overrun(self, sample: Acknowledged, delivered: float) -> None:
         """Losses beyond the path's own: lower the bounds, but never below what has just been delivered."""
+        self._bounded_at = sample.now
         if self.phase is Phase.UP:
             self._long_term = max(sample.prior_in_flight, phases.BETA * self._product)
             self._losses.next_round()
@@ -204,7 +207,7 @@ class Bbr(Congestion):
                 self._pipe_filled = True
                 self._enter(Phase.DRAIN, now)
         elif phase is Phase.DRAIN:
-            if in_flight <= self._product:
+            if in_flight <= self._product or rounds > phases.DRAIN_ROUNDS:
                 self._enter_down(now)
         elif phase is Phase.DOWN:
             if in_flight <= min(self._product, phases.HEADROOM * self._long_term):
@@ -266,7 +269,7 @@ class Bbr(Congestion):
             if phase in {Phase.DOWN, Phase.CRUISE}:
                 bound *= phases.HEADROOM
             target = min(target, bound, self._short_term)
-        return max(int(min(target, 2**40)), self._minimum)
+        return max(int(min(target, MAXIMUM_WINDOW)), self._minimum)
 
     def _publish(self, sample: Acknowledged) -> None:
         bandwidth = self.bandwidth.estimate

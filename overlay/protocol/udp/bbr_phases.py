@@ -29,6 +29,8 @@ UP_GROWTH: Final = 1.15
 """The same in UP, which sends 1.25 times as fast less the margin and can find no more than that."""
 FULL_ROUNDS: Final = 3
 """... if that happens this often."""
+DRAIN_ROUNDS: Final = 3
+"""Half the rate empties a queue of 1.5 BDP in as many rounds; one that still stands then is not our own."""
 BETA: Final = 0.7
 """What an overrun leaves of a bound."""
 HEADROOM: Final = 0.85

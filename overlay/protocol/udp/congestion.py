@@ -22,6 +22,8 @@ INITIAL_BYTES: Final = 14_720
 """RFC 9002 section 7.2: ten packets, but no more than 14,720 bytes or two packets, whichever is more."""
 MINIMUM_PACKETS: Final = 2
 """RFC 9002 section 7.2."""
+MAXIMUM_WINDOW: Final = 256 * 1024 * 1024
+"""Bytes: 10 Gbit/s over 200 ms. Each byte in flight is kept until it is acknowledged, whatever acknowledgements say."""
 
 
 def initial_window(datagram_size: int) -> int:
@@ -190,13 +192,28 @@ class Congestion(ABC):
         """All that was sent over a long time is lost (RFC 9002 section 7.6): begin again with the least."""
 
     @abstractmethod
-    def spurious_loss(self, now: float) -> None:
-        """What was declared lost last was only late. A controller may take its answer to that loss back."""
+    def spurious_loss(self, now: float, last_loss: float) -> None:
+        """Something that was declared lost was only late.
+
+        Args:
+            now: the time, in seconds.
+            last_loss: when something was declared lost last that has not arrived since; -inf if nothing was. What a
+                controller has done after that was no answer to a loss, and may be taken back.
+        """
+
+    @property
+    @abstractmethod
+    def is_starting(self) -> bool:
+        """Whether the window has only grown since the beginning."""
 
     def set_datagram_size(self, size: int) -> None:
-        """The largest datagram of the path has changed; the units of the window change, not the window."""
+        """The largest datagram of the path has changed.
+
+        The units of the window change, and not the window; but a start from ten small packets becomes one from ten
+        large ones (RFC 9002 section 7.2).
+        """
         self._datagram = size
-        self.window = max(self.window, MINIMUM_PACKETS * size)
+        self.window = max(self.window, initial_window(size) if self.is_starting else MINIMUM_PACKETS * size)
 
     @abstractmethod
     def reset(self, now: float) -> None:

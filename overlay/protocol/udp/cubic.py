@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from overlay.protocol.udp.congestion import MINIMUM_PACKETS, Acknowledged, Congestion, initial_window
+from overlay.protocol.udp.congestion import MAXIMUM_WINDOW, MINIMUM_PACKETS, Acknowledged, Congestion, initial_window
 
 C: Final = 0.4
 """Segments per cubic second (RFC 9438 section 5)."""
@@ -112,14 +112,26 @@ class Cubic(Congestion):
         self._undo: Memory | None = None
         self._recovery_start = -math.inf
         self._limited_since: float | None = None
+        self._filled = self._was_filled = False
+        """Whether the window was full at some time in this round trip, and in the last."""
 
-    def sent(self, now: float, size: int, in_flight: int) -> None:
-        """Nothing to note: the samples say all."""
+    @property
+    def is_starting(self) -> bool:
+        """Neither a loss nor a longer round trip has ended slow start."""
+        return self._memory.threshold == math.inf
+
+    def sent(self, now: float, size: int, in_flight: int) -> None:  # noqa: ARG002 - other controllers need them
+        """Note whether it is the window that limits."""
+        if in_flight + self._datagram > self.window:
+            self._filled = True
 
     def acknowledged(self, sample: Acknowledged) -> None:
         """Shrink once per round trip with losses, grow by what was acknowledged else."""
         now = sample.now
         memory = self._memory
+        filled = self._filled or self._was_filled
+        if sample.round_start:
+            self._filled, self._was_filled = False, self._filled
         if sample.largest_lost_sent_at is not None and sample.largest_lost_sent_at > self._recovery_start:
             self._reduce(now)
         elif sample.acked and (sample.rtt is None or now - sample.rtt > self._recovery_start):
@@ -128,13 +140,15 @@ class Cubic(Congestion):
                 if memory.hystart.sampled(sample.rtt, round_start=sample.round_start):
                     memory.threshold = memory.window
                 # Half a window in flight is what slow start can double within a round trip.
-                if not sample.rate_app_limited or 2 * sample.prior_in_flight >= memory.window:
+                if filled or 2 * sample.prior_in_flight >= memory.window:
                     divisor = HyStart.CONSERVATIVE_DIVISOR if memory.hystart.conservative else 1
                     memory.window = min(memory.window + sample.acked / divisor, memory.threshold)
-            elif sample.rate_app_limited and sample.prior_in_flight + self._datagram <= memory.window:
-                self._limited_since = now if self._limited_since is None else self._limited_since
-            else:
+            elif filled:
                 self._avoid(sample)
+            elif self._limited_since is None:
+                # A window that nobody fills says nothing about the path, and is not raised (section 5.8).
+                self._limited_since = now
+            memory.window = min(memory.window, float(MAXIMUM_WINDOW))
         self._publish(sample.smoothed_rtt)
 
     def persistent_congestion(self, now: float) -> None:
@@ -147,9 +161,9 @@ class Cubic(Congestion):
         self._undo = None
         self.window = int(memory.window)
 
-    def spurious_loss(self, now: float) -> None:
-        """Take the last reduction back (RFC 9438 section 4.9.2)."""
-        if self._undo is not None:
+    def spurious_loss(self, now: float, last_loss: float) -> None:
+        """Take the last reduction back if none of the losses since then were any (RFC 9438 section 4.9.2)."""
+        if self._undo is not None and last_loss < self._recovery_start:
             memory, self._undo = self._undo, None
             if memory.window > self._memory.window:
                 memory.epoch = None if memory.epoch is None else memory.epoch + now - self._recovery_start
@@ -169,12 +183,14 @@ class Cubic(Congestion):
         self._undo = None
         self._recovery_start = now
         self._limited_since = None
+        self._filled = self._was_filled = False
 
     def _reduce(self, now: float) -> None:
         memory = self._memory
         self._undo = replace(memory, hystart=replace(memory.hystart))
         self._recovery_start = now
         self._limited_since = None
+        self._filled = self._was_filled = False
         # Fast convergence (section 4.7): below the last maximum, a newer flow needs room, so aim lower than we were.
         falling = memory.window < memory.before_loss
         memory.before_loss = memory.window * (1.0 + BETA) / 2.0 if falling else memory.window

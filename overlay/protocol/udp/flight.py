@@ -97,24 +97,22 @@ class Flight:
         recovery, mtu = self.recovery, self._mtu
         prior, timeouts = recovery.in_flight, recovery.probe_count
         outcome = recovery.acknowledge(ack, now)
-        small = large = False
+        largest = 0
         for record, low, high in outcome.acked:
             if not record.counted:
                 self._resize_if(mtu.probe_acknowledged(record.size))
                 continue
             self._rate.acknowledged(now, record.snapshot, record.sent_at, record.bytes_of(low, high))
-            if record.size > mtu.base:
-                mtu.packet_acknowledged(record.size)
-                large = True
-            else:
-                small = True
+            # The last of a burst may be small where all others are too large for the path.
+            largest = max(largest, record.last_size if low == record.last else record.size)
             if record.control:
                 self._outbox.acknowledged(record, low, high)
         if outcome.acked:
             self.probes = 0
+        mtu.packet_acknowledged(largest)
         self._settle(outcome, prior, now)
-        if small and not large:
-            self._resize_if(mtu.small_acknowledged(timeouts))
+        if largest:
+            self._resize_if(mtu.small_acknowledged(largest, timeouts))
 
     def handle_timeout(self, now: float) -> None:
         """Declare lost what is late, or make room for probes, if it is time."""
@@ -131,11 +129,16 @@ class Flight:
                 self._outbox.give_back(*oldest)
 
     def path_changed(self, now: float) -> None:
-        """What was learnt of the path holds no longer."""
+        """What was learnt of the path holds no longer, and what is on its way there is to be sent again."""
+        for part in self.recovery.path_changed():
+            self._outbox.give_back(*part)
+        self.probes = 0
+        self._rate = DeliveryRate()
         self._rtt.reset()
-        self._congestion.reset(now)
         self._mtu.reset()
+        # The size first: a new window is ten packets of the new path.
         self.resize()
+        self._congestion.reset(now)
 
     def resize(self) -> None:
         """The size of the largest datagram may have changed."""
@@ -154,11 +157,11 @@ class Flight:
         for record, low, high in outcome.lost:
             if record.counted:
                 self._outbox.give_back(record, low, high)
-                self._mtu.packets_lost(record.size, high - low + 1)
+                self._mtu.packets_lost(record.last_size if low == record.last else record.size, high - low + 1)
             elif record.first == self._mtu_probe:
                 self._mtu.probe_lost(record.size)
         if outcome.spurious:
-            self._congestion.spurious_loss(now)
+            self._congestion.spurious_loss(now, outcome.last_loss)
         if not outcome.acked_bytes and not outcome.lost_bytes:
             return
         sample = self._rate.sample(rtt.minimum)

@@ -62,13 +62,11 @@ class Inbox:
     Attributes:
         numbers: which packets have arrived.
         duplicates: packets that had, or may have, arrived before.
-        heard_at: when a packet arrived last; None before the first.
     """
 
     def __init__(self, acknowledge: Callable[[Ack, float], None], floor: Callable[[], int]) -> None:
         self.numbers = ReceivedNumbers()
         self.duplicates = 0
-        self.heard_at: float | None = None
         self._acknowledge = acknowledge
         self._floor = floor
         self._control = ControlReceiver()
@@ -144,7 +142,6 @@ class Inbox:
         self._stream, self._end = stream, end
         if expected - 1 > largest:
             self._largest_at = now
-            self.heard_at = now
         if eliciting:
             if not self._eliciting:
                 self._ack_at = now + MAX_ACK_DELAY
@@ -167,7 +164,8 @@ class Inbox:
         if not self._eliciting:
             return b""
         self._eliciting = 0
-        return encode_ack(now - self._largest_at, self.numbers.take_ranges(), room)
+        # Deadlines are a tick ahead of the clock at times; a delay is never below zero.
+        return encode_ack(max(0.0, now - self._largest_at), self.numbers.take_ranges(), room)
 
     def _receive_frames(self, payload: Buffer, now: float) -> bool:
         frames, eliciting = read_frames(payload, self._floor())

@@ -9,8 +9,8 @@ these: Ethernet is found exactly by its third success. Only between two of them 
         +---------- black hole: back to the base, and a search --------+
 
 **Black hole.** A route that changes under way may carry less, and nobody tells (RFC 8899 section 4.3). What tells is
-that large packets are lost one after the other while a small one, sent later, arrives. That can be chance; so the first
-probe after the fall is of the old size, and a false alarm costs two round trips of small packets. The sender
+that large packets are lost one after the other while a smaller one, sent later, arrives. That can be chance; so the
+first probe after the fall is of the old size, and a false alarm costs two round trips of small packets. The sender
 helps: from the second probe timeout on, one of two probes is small.
 
 All sizes are UDP payloads in bytes.
@@ -72,6 +72,9 @@ class MtuSearch:
         self._gives_up_at = 0.0
         self._failures = 0
         self._lost = 0
+        """Datagrams lost in succession that are larger than the base."""
+        self._smallest_lost = largest + 1
+        """The size of the smallest of them: what is as large and arrives refutes the suspicion."""
 
     def probe_to_send(self, now: float) -> int | None:
         """The size of a probe that is to leave now; `probe_sent` comes next."""
@@ -109,7 +112,7 @@ class MtuSearch:
         if size <= self.size:
             return False
         self.size = size
-        self._lost = 0
+        self._forget_lost()
         return True
 
     def probe_lost(self, size: int) -> None:
@@ -136,25 +139,27 @@ class MtuSearch:
 
     def packet_acknowledged(self, size: int) -> None:
         """A datagram that is no probe has arrived."""
-        if size > self.base:
-            self._lost = 0
+        if size >= self._smallest_lost:
+            self._forget_lost()
 
     def packets_lost(self, size: int, count: int) -> None:
         """Datagrams that are no probes are lost."""
         if size > self.base:
             self._lost += count
+            self._smallest_lost = min(self._smallest_lost, size)
 
-    def small_acknowledged(self, timeouts: int) -> bool:
-        """A datagram of the base size has arrived, and none that is larger with it.
+    def small_acknowledged(self, size: int, timeouts: int) -> bool:
+        """Datagrams have arrived; to be asked when it is known what was lost before them.
 
         Args:
+            size: of the largest.
             timeouts: how many probe timeouts came one after the other before.
 
         Returns:
             Whether that tells of a black hole, and `size` has shrunk.
         """
         limit = LOST_WITH_TIMEOUTS if timeouts >= 2 else LOST_IN_A_ROW
-        if self._lost < limit or self.size <= self.base:
+        if self._lost < limit or size >= self._smallest_lost or self.size <= self.base:
             return False
         self.black_holes += 1
         self._first = self.size
@@ -180,7 +185,12 @@ class MtuSearch:
         self.size = self.base
         self._phase = Phase.SEARCHING
         self._probing = None
-        self._failures = self._lost = 0
+        self._failures = 0
+        self._forget_lost()
+
+    def _forget_lost(self) -> None:
+        self._lost = 0
+        self._smallest_lost = self._largest + 1
 
     def _fail(self, size: int) -> None:
         """No datagram of this size passes."""

@@ -1,7 +1,8 @@
 """What waits to be sent, and how it is cut into packets.
 
 A packet is filled in this order: an ACK, single frames (connection ids, path responses), control bytes, datagrams, and
-stream bytes up to its end. So control overtakes everything, and whatever is small travels with bulk for free.
+stream bytes up to its end. So control overtakes everything, and whatever is small travels with bulk for free. Datagrams
+and streams take turns, or who sends more datagrams than the path carries would never see the end of a stream.
 
 Bulk is cut by the run: successive packets filled by one piece of a stream differ in nothing but the offset, so they are
 made in one comprehension, and remembered in one record. What is lost comes back as views of the same bytes and goes
@@ -72,6 +73,8 @@ class Outbox:
         self._datagram_bytes = 0
         self._again: deque[_Piece] = deque()
         self._fresh: deque[_Piece] = deque()
+        self._after_datagrams = False
+        """Whether it was datagrams that left last, and it is the streams' turn."""
 
     def __bool__(self) -> bool:
         """Whether something may be sent."""
@@ -125,7 +128,7 @@ class Outbox:
         """
         if self._frames or self.control.ready:
             return []
-        if self._datagrams:
+        if self._is_datagrams_turn:
             return [] if burst.size else self._datagram_run(room, packets)
         queue = self._again or self._fresh
         if not queue:
@@ -148,6 +151,7 @@ class Outbox:
         payloads = [join((prefix, pack(base + at), data[at : at + step])) for at in range(start, end, step)]
         burst.runs.append(StreamRun(number, number + count - 1, piece.stream, offset, step, data[start:end]))
         self.stream_bytes -= end - start
+        self._after_datagrams = False
         if end == len(data):
             queue.popleft()
         else:
@@ -183,7 +187,7 @@ class Outbox:
             parts.append(frame)
             left -= len(frame)
             burst.control.append((number, offset, offset + len(data)))
-        if self._datagrams and len(self._datagrams[0]) < left:
+        if self._is_datagrams_turn and len(self._datagrams[0]) < left:
             # A datagram has no length: it ends the packet.
             parts += (_DATAGRAM, self._take_datagram())
         elif self.stream_bytes:
@@ -212,8 +216,13 @@ class Outbox:
             if low <= number <= high:
                 self.control.acknowledged(offset, end)
 
+    @property
+    def _is_datagrams_turn(self) -> bool:
+        return bool(self._datagrams) and not (self._after_datagrams and self.stream_bytes)
+
     def _fill_with_streams(self, number: int, left: int, parts: list[Buffer], burst: SentBurst) -> None:
         """Stream bytes up to the end of a packet; short pieces share it."""
+        self._after_datagrams = False
         while self.stream_bytes and left >= _STREAM_OVERHEAD + _SHORTEST_PIECE:
             queue = self._again or self._fresh
             piece = queue[0]
@@ -240,6 +249,7 @@ class Outbox:
 
     def _take_datagram(self) -> bytes:
         data = self._datagrams.popleft()
+        self._after_datagrams = True
         self._datagram_bytes -= len(data) + DATAGRAM_COST
         return data
 

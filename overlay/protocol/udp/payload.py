@@ -18,7 +18,8 @@ Frames follow each other without a length, as QUIC's do; (i) is a variable-lengt
 
 An ACK names the packets from `largest - first` to `largest`, then, downwards, leaves out `gap` packets (at least one)
 and names the `length` packets (at least one) below them. Pairs of fixed width are read by one call; a number beyond
-65,535 ends the list, as what lies so far back was acknowledged long ago. `delay` is how long `largest` has waited.
+65,535 ends the list, as what lies so far back was acknowledged long ago. `delay` is how long `largest` has waited. A
+packet has one ACK at most: one says all, and costs its reader a hundred times as much as its writer.
 
 STREAM without a length is what bulk consists of: one header, then data to the packet's end. Every frame but PADDING,
 ACK and CLOSE is to be acknowledged ("ack-eliciting", RFC 9002 section 2).
@@ -32,12 +33,10 @@ from typing import Final
 
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import VARINT_MAX, ProtocolViolation, clip, read_varint, varint
+from overlay.protocol.udp.ranges import MAXIMUM_RANGES
 from overlay.protocol.udp.wire import ID_SIZE, TOKEN_SIZE
 
 Buffer = bytes | bytearray | memoryview
-
-MAXIMUM_RANGES: Final = 64
-"""Pairs in one ACK, beside its first range."""
 
 
 class FrameType(IntEnum):
@@ -196,7 +195,7 @@ def read_frames(payload: Buffer, floor: int = 0) -> tuple[list[Frame], bool]:
     """
     view = memoryview(payload)
     frames: list[Frame] = []
-    eliciting = False
+    eliciting = acknowledges = False
     position, end = 0, len(view)
     if not end:
         raise ProtocolViolation(CloseCode.FRAME_ERROR, "a packet without a frame")
@@ -205,6 +204,9 @@ def read_frames(payload: Buffer, floor: int = 0) -> tuple[list[Frame], bool]:
             kind = view[position]
             position += 1
             if kind == _ACK:
+                if acknowledges:
+                    raise ProtocolViolation(CloseCode.FRAME_ERROR, "two ACKs in a packet")
+                acknowledges = True
                 ack, position = _read_ack(view, position, floor)
                 frames.append(ack)
             elif kind == _PADDING:
@@ -258,8 +260,7 @@ def _read_ack(view: memoryview, position: int, floor: int) -> tuple[Ack, int]:
     delay, position = read_varint(view, position)
     first, position = read_varint(view, position)
     count = view[position]
-    low = largest - first
-    if low < 0 or count > MAXIMUM_RANGES:
+    if (low := largest - first) < 0 or count > MAXIMUM_RANGES:
         raise ProtocolViolation(CloseCode.FRAME_ERROR, "an ACK with impossible ranges")
     ranges = [(low, largest)]
     pairs = _PAIRS[count].unpack_from(view, position + 1)

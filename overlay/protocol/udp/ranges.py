@@ -118,3 +118,38 @@ class ReceivedNumbers:
         if len(self._lows) >= MAXIMUM_RANGES:
             self.floor = self._highs.pop(0) + 1
             del self._lows[0]
+
+
+def subtract(
+    parts: list[tuple[int, int]], ranges: list[tuple[int, int]], index: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Take what an ACK names away from what is outstanding.
+
+    Args:
+        parts: (lowest, highest) of what is outstanding, upwards.
+        ranges: of the ACK, downwards.
+        index: of the lowest of `ranges` that can touch `parts`.
+
+    Returns:
+        What remains of `parts`, and what was taken, both upwards.
+    """
+    remaining: list[tuple[int, int]] = []
+    taken: list[tuple[int, int]] = []
+    for first, last in parts:
+        position = first
+        while index >= 0 and position <= last:
+            low, high = ranges[index]
+            if high < position:
+                index -= 1
+                continue
+            if low > last:
+                break
+            if low > position:
+                remaining.append((position, low - 1))
+                position = low
+            end = min(high, last)
+            taken.append((position, end))
+            position = end + 1
+        if position <= last:
+            remaining.append((position, last))
+    return remaining, taken

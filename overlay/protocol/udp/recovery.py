@@ -15,11 +15,13 @@ allows it; RACK does so, RFC 8985). So a path that reorders by 50 packets costs 
 beginning and none later.
 """
 
+import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from overlay.protocol.udp.payload import Ack
+from overlay.protocol.udp.ranges import subtract
 from overlay.protocol.udp.rtt import GRANULARITY, RoundTripTime
 from overlay.protocol.udp.sent import Part, SentBurst
 
@@ -53,8 +55,22 @@ class Outcome:
     persistent_congestion: bool = False
     spurious: bool = False
     """Something that was declared lost has arrived."""
+    last_loss: float = -math.inf
+    """With `spurious`: when something was declared lost last that has not arrived since."""
     probe: bool = False
     """The probe timeout expired: send something to be acknowledged, whatever the window says."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """Packets from `low` to `high` that were declared lost."""
+
+    low: int
+    high: int
+    at: float
+    """When that was."""
+    late: bool
+    """Whether it was the time that told, and not a later packet's arrival."""
 
 
 class Recovery:
@@ -64,8 +80,6 @@ class Recovery:
         in_flight: bytes that count and are neither acknowledged nor lost.
         largest_acknowledged: packet number, -1 at first.
         probe_count: successive probe timeouts without an acknowledgement.
-        waiting_since: when the last acknowledgement came, or the oldest packet in flight left if that is later; None
-            while nothing is in flight.
         packet_threshold, time_threshold: see the module.
         lost_packets: packets declared lost, in all; probes of the path's MTU do not count.
     """
@@ -74,14 +88,12 @@ class Recovery:
         self.in_flight = 0
         self.largest_acknowledged = -1
         self.probe_count = 0
-        self.waiting_since: float | None = None
         self.packet_threshold = PACKET_THRESHOLD
         self.time_threshold = TIME_THRESHOLD
         self.lost_packets = 0
         self.rtt = rtt
         self._bursts: deque[SentBurst] = deque()
-        self._lost: deque[tuple[int, int, bool]] = deque(maxlen=REMEMBERED_LOSSES)
-        """Lowest and highest number, and whether it was the time that told."""
+        self._lost: deque[_Loss] = deque(maxlen=REMEMBERED_LOSSES)
         self._last_sent_at = 0.0
         self._loss_time: float | None = None
 
@@ -89,15 +101,13 @@ class Recovery:
     def floor(self) -> int:
         """Acknowledgements of what lies below change nothing."""
         if self._lost:
-            return self._lost[0][0]
+            return self._lost[0].low
         return self._bursts[0].first if self._bursts else self.largest_acknowledged
 
     def sent(self, burst: SentBurst) -> None:
         """Remember a burst; its numbers are above all before."""
         self._bursts.append(burst)
         if burst.counted:
-            if not self.in_flight:
-                self.waiting_since = burst.sent_at
             self.in_flight += burst.bytes_of(burst.first, burst.last)
             self._last_sent_at = burst.sent_at
 
@@ -129,8 +139,6 @@ class Recovery:
             self._detect_losses(now, outcome, prior_largest)
         else:
             self._loss_time = None
-        if acked or outcome.lost:
-            self.waiting_since = now if self.in_flight else None
         return outcome
 
     def handle_timeout(self, now: float) -> Outcome | None:
@@ -141,14 +149,35 @@ class Recovery:
         outcome = Outcome()
         if self._loss_time is not None:
             self._detect_losses(now, outcome, self.largest_acknowledged)
-            if not self.in_flight:
-                self.waiting_since = None
         else:
             self.probe_count += 1
             # The probe that follows moves this; if none could be sent, the next timeout must still lie ahead.
             self._last_sent_at = now
             outcome.probe = True
         return outcome
+
+    def path_changed(self) -> list[Part]:
+        """Packets go another way from now on; the round-trip time has begun anew.
+
+        The old way has fallen silent, so what is under way there is given up at once. An acknowledgement that comes
+        for it all the same finds nothing any more, and so says nothing about the new path (RFC 9000 section 9.4).
+
+        Returns:
+            What is to be sent again.
+        """
+        parts = [
+            (burst, low, high)
+            for burst in self._bursts
+            if burst.counted
+            for low, high in burst.outstanding or ((burst.first, burst.last),)
+        ]
+        self._bursts.clear()
+        self._lost.clear()
+        self._loss_time = None
+        self.in_flight = self.probe_count = 0
+        self.packet_threshold = PACKET_THRESHOLD
+        self.time_threshold = TIME_THRESHOLD
+        return parts
 
     def next_timeout(self) -> float | None:
         """When something is to be declared lost or the peer to be probed (RFC 9002 section 6.2)."""
@@ -180,7 +209,8 @@ class Recovery:
                     total += burst.bytes_of(first, last)
                 continue
             done = len(acked)
-            burst.outstanding = _subtract(burst, ranges, index, acked)
+            burst.outstanding, taken = subtract(burst.outstanding or [(first, last)], ranges, index)
+            acked += [(burst, start, end) for start, end in taken]
             if burst.counted:
                 total += sum(burst.bytes_of(a, b) for _, a, b in acked[done:])
             if burst.outstanding:
@@ -205,8 +235,8 @@ class Recovery:
                 end = min(high, limit)
                 if low <= end:
                     outcome.lost.append((burst, low, end))
-                    self._lost.append((low, end, late))
                     if burst.counted:
+                        self._lost.append(_Loss(low, end, now, late=late))
                         self.lost_packets += end - low + 1
                         outcome.lost_bytes += burst.bytes_of(low, end)
                         outcome.largest_lost_sent_at = burst.sent_at
@@ -233,45 +263,26 @@ class Recovery:
 
     def _look_for_spurious(self, ranges: list[tuple[int, int]], outcome: Outcome) -> None:
         """Find what was declared lost and is now acknowledged, and be more patient from now on."""
-        lowest = ranges[-1][0]
-        late: list[tuple[int, int, bool]] = []
+        lost, lowest = self._lost, ranges[-1][0]
+        largest = max(self.largest_acknowledged, ranges[0][1])
+        kept: list[_Loss] = []
         index = 0
         # Both are sorted: what is older was never declared lost later.
-        for loss in reversed(self._lost):
-            if loss[1] < lowest:
-                break
-            while ranges[index][0] > loss[1]:
+        while lost and lost[-1].high >= lowest:
+            loss = lost.pop()
+            while ranges[index][0] > loss.high:
                 index += 1
-            if ranges[index][1] >= loss[0]:
-                late.append(loss)
-        for loss in late:
+            if ranges[index][1] < loss.low:
+                kept.append(loss)
+                continue
             outcome.spurious = True
-            self._lost.remove(loss)
-            if loss[2]:
+            if loss.late:
                 self.time_threshold = min(self.time_threshold * 1.25, MAXIMUM_TIME_THRESHOLD)
             else:
-                distance = max(self.largest_acknowledged, ranges[0][1]) - loss[0] + 1
+                distance = largest - loss.low + 1
                 self.packet_threshold = min(max(self.packet_threshold, distance), MAXIMUM_PACKET_THRESHOLD)
-
-
-def _subtract(burst: SentBurst, ranges: list[tuple[int, int]], index: int, acked: list[Part]) -> list[tuple[int, int]]:
-    """What of a burst is outstanding when the ranges up from `index` are not any more; these are added to `acked`."""
-    remaining: list[tuple[int, int]] = []
-    for first, last in burst.outstanding or ((burst.first, burst.last),):
-        position = first
-        while index >= 0 and position <= last:
-            low, high = ranges[index]
-            if high < position:
-                index -= 1
-                continue
-            if low > last:
-                break
-            if low > position:
-                remaining.append((position, low - 1))
-                position = low
-            end = min(high, last)
-            acked.append((burst, position, end))
-            position = end + 1
-        if position <= last:
-            remaining.append((position, last))
-    return remaining
+            remaining, _ = subtract([(loss.low, loss.high)], ranges, len(ranges) - 1)
+            kept += [replace(loss, low=low, high=high) for low, high in reversed(remaining)]
+        lost.extend(reversed(kept))
+        if outcome.spurious and lost:
+            outcome.last_loss = lost[-1].at

@@ -149,15 +149,6 @@ class Transmission:
         """Everything from now on goes another way (RFC 9000 section 9.4)."""
         self._flight.path_changed(now)
 
-    def last_progress(self) -> float | None:
-        """Until when everything is known to be well; None before the first packet has arrived.
-
-        While something is in flight: when the last acknowledgement came, or the oldest of it left if that is later;
-        otherwise when anything arrived.
-        """
-        waiting = self.recovery.waiting_since
-        return self._inbox.heard_at if waiting is None else waiting
-
     # --- what is to be done
 
     def payloads_to_send(self, now: float, limit: int | None = None) -> list[Burst]:
@@ -178,7 +169,7 @@ class Transmission:
             flight.probes -= 1
             bursts.append(self._build(now, size, 1))
             left -= size
-        if limit is None:
+        if self._searches(limit):
             self._probe_mtu(now, bursts)
         size = self.mtu.size
         while outbox:
@@ -210,7 +201,7 @@ class Transmission:
         """When `handle_timeout` and `payloads_to_send` are to be called if nothing happens before."""
         times = [self.recovery.next_timeout()]
         limit = self._limit
-        if limit is None:
+        if self._searches(limit):
             times.append(self.mtu.next_timeout())
         if limit is None or limit >= MINIMUM_DATAGRAM:
             times.append(self._inbox.ack_due())
@@ -256,6 +247,10 @@ class Transmission:
         number = self._flight.next_number
         self._flight.next_number = number + 1
         return Burst(number, [payload], len(payload))
+
+    def _searches(self, limit: int | None) -> bool:
+        """Whether the MTU may be probed: where nothing arrives, what is lost says nothing about its size."""
+        return limit is None and not self.recovery.probe_count
 
     def _probe_mtu(self, now: float, bursts: list[Burst]) -> None:
         size = self.mtu.probe_to_send(now)

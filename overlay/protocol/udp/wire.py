@@ -4,7 +4,7 @@ The first byte of every packet is 0b10xxxxxx, so that QUIC (0b01xxxxxx or 0b11xx
 (0b00xxxxxx) are told apart on a shared socket (RFC 9443). Integers have a fixed width and network byte order.
 
     KNOCK      0x80 | version (32) | source id (64) | padding (zeros, up to KNOCK_SIZE bytes in all)
-    COOKIE     0x81 | version (32) | the knocker's id (64) | cookie (16 to 38 bytes, the rest)
+    COOKIE     0x81 | version (32) | the knocker's id (64) | acceptor's id (64) | cookie (128) | check (64)
     HANDSHAKE  0x82 | version (32) | destination id (64) | source id (64) | cookie length (8) | cookie
                     | packet number (32) | sealed frames (rest; the last 16 bytes are the tag)
     RESET      0x83 | destination id (64) | token (128)
@@ -45,9 +45,7 @@ ID_SIZE: Final = 8
 TOKEN_SIZE: Final = 16
 TAG_SIZE: Final = 16
 KNOCK_SIZE: Final = 64
-"""Bytes: a COOKIE with the longest cookie is shorter."""
-MINIMUM_COOKIE: Final = 16
-MAXIMUM_COOKIE: Final = KNOCK_SIZE - 13 - 13
+"""Bytes: a COOKIE is shorter."""
 
 KNOCK_HEADER: Final = struct.Struct("!BI8s")
 """Type, version, source id. COOKIE begins alike."""
@@ -62,8 +60,9 @@ DATA_OVERHEAD: Final = DATA_HEADER.size + TAG_SIZE
 
 MAXIMUM_DATAGRAM: Final = 65_507
 """Bytes that UDP over IPv4 carries at most."""
-MINIMUM_DATAGRAM: Final = 300
-"""Bytes that every link must carry: where the search for the path's MTU begins."""
+MINIMUM_DATAGRAM: Final = 272
+"""Bytes that every link must carry, where the search for the path's MTU begins: a link of 300 bytes, less the headers
+of IPv4 and UDP. (IPv6 has links of 1280 bytes and more.)"""
 
 
 def full_number(truncated: int, largest: int) -> int:
