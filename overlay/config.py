@@ -81,7 +81,8 @@ class Config:
     idle_timeout: float = 30.0
     """A connection on which nothing was heard for so long is closed; the session lives on."""
     keepalive: float = 15.0
-    """An idle connection is pinged so often: UDP mappings of home routers live for 30 s and more."""
+    """An idle connection is pinged after so long, to begin with: UDP mappings of home routers live for 30 s and more.
+    It grows while the path survives that, up to five sixths of `idle_timeout`, and goes back when it does not."""
     delivery_timeout: float = 30.0
     """How long leaving `async with stream` waits for the peer's acknowledgement."""
     largest_datagram: int = MAXIMUM_DATAGRAM

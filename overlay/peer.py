@@ -26,10 +26,7 @@ from overlay.errors import (
 )
 from overlay.events import Origin, Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
 from overlay.identity import PeerId
-from overlay.protocol.codes import CloseCode
-from overlay.protocol.frames import Control
-from overlay.protocol.liveness import Progress
-from overlay.protocol.peer import (
+from overlay.protocol.actions import (
     Action,
     Answered,
     Attached,
@@ -37,12 +34,15 @@ from overlay.protocol.peer import (
     Ended,
     Ending,
     Lingering,
-    PeerCore,
     PeerSettings,
     Recovered,
-    SessionState,
     Suspected,
 )
+from overlay.protocol.codes import CloseCode
+from overlay.protocol.frames import Control
+from overlay.protocol.links import SessionState
+from overlay.protocol.liveness import Progress
+from overlay.protocol.peer import PeerCore
 from overlay.protocol.session import SessionCore
 from overlay.protocol.stream import Priority, StreamCore
 from overlay.session import Session

@@ -11,7 +11,7 @@ from overlay.config import Config
 from overlay.errors import SessionError
 from overlay.events import Path
 from overlay.identity import PeerId
-from overlay.protocol.peer import SessionState
+from overlay.protocol.links import SessionState
 from overlay.protocol.session import SPARE
 from overlay.protocol.stream import Priority
 from overlay.streams import Stream

@@ -4,13 +4,14 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+from overlay.protocol.actions import Action, CloseConnection, Ended, Lingering, PeerSettings
 from overlay.protocol.budget import Budget, SessionLimits
 from overlay.protocol.buffers import MAX_GAPS
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Control, FrameReader, StreamData
-from overlay.protocol.links import HELD_BYTES, HELD_EVENTS
+from overlay.protocol.links import HELD_BYTES, HELD_EVENTS, SessionState
 from overlay.protocol.liveness import Progress
-from overlay.protocol.peer import Action, CloseConnection, Ended, Lingering, PeerCore, PeerSettings, SessionState
+from overlay.protocol.peer import PeerCore
 from overlay.protocol.session import SessionCore
 from overlay.protocol.stream import Ending, Priority, StreamCore
 

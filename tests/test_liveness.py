@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlay.protocol.keepalive import Keepalive
 from overlay.protocol.liveness import Liveness, Progress, Verdict
 
 
@@ -12,7 +13,7 @@ class Watched:
 
     def __init__(self, probe_timeout: float | None = 0.1) -> None:
         self.progress = Progress(0.0, probe_timeout)
-        self.liveness = Liveness(0.0, keepalive=15, idle_timeout=30, watch=lambda: self.progress)
+        self.liveness = Liveness(0.0, keepalive=Keepalive(15, most=25), idle_timeout=30, watch=lambda: self.progress)
 
     def hear(self, at: float) -> None:
         self.progress = Progress(at, self.progress.probe_timeout)
@@ -148,3 +149,30 @@ def test_a_transfer_that_stops_is_asked_about_soon_and_once() -> None:
     watched.hear(6.01)
     watched.progress = Progress(6.01, 0.1, received=64 * 1024 + 100)
     assert watched.run(21.1) == [(21.01, Verdict.KEEPALIVE)]
+
+
+def test_a_path_that_survives_is_asked_less_often_and_one_that_broke_more_often() -> None:
+    """The interval belongs to the peer's path and outlives a connection."""
+    keepalive = Keepalive(15, most=25)
+    progress = Progress(0.0, 0.1)
+    liveness = Liveness(0.0, keepalive=keepalive, idle_timeout=30, watch=lambda: progress)
+
+    def asked() -> float:
+        while liveness.check(at := liveness.next_timeout) is not Verdict.KEEPALIVE:
+            pass
+        liveness.sent(at)
+        liveness.outstanding(True, at)
+        return at
+
+    gaps = []
+    for _ in range(2):
+        at = asked()
+        gaps.append(round(at - progress.at))
+        progress = Progress(at + 0.05, 0.1)
+        liveness.outstanding(False, at)
+        liveness.check(liveness.next_timeout)
+    assert gaps == [15, 20]
+    asked()
+    while liveness.check(liveness.next_timeout) is not Verdict.SUSPECT:
+        pass
+    assert keepalive.interval == 20

@@ -8,6 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import HEADER, Half, Made, Wire, World
 
+from overlay.protocol.actions import (
+    Answered,
+    Attached,
+    CloseConnection,
+    Ended,
+    Ending,
+    Lingering,
+    PeerSettings,
+    Recovered,
+    Suspected,
+)
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import (
     Accept,
@@ -23,21 +34,8 @@ from overlay.protocol.frames import (
     Sync,
     Window,
 )
-from overlay.protocol.links import HELD_BYTES, MAY_COME, Link
+from overlay.protocol.links import HELD_BYTES, MAY_COME, Link, Phase, SessionState
 from overlay.protocol.liveness import Progress
-from overlay.protocol.peer import (
-    Answered,
-    Attached,
-    CloseConnection,
-    Ended,
-    Ending,
-    Lingering,
-    PeerSettings,
-    Phase,
-    Recovered,
-    SessionState,
-    Suspected,
-)
 from overlay.protocol.stream import StreamCore
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from overlay.protocol.codes import CloseCode
+from overlay.protocol.keepalive import Keepalive
 from overlay.protocol.links import SessionState
 
 
@@ -87,4 +88,9 @@ class PeerSettings:
     linger: float = 120.0
     handshake_timeout: float = 20.0
     keepalive: float = 15.0
+    """To begin with; it adapts to what the path survives, up to five sixths of the idle time-out."""
     idle_timeout: float = 30.0
+
+    def new_keepalive(self) -> Keepalive:
+        """For a path of which nothing is known."""
+        return Keepalive(self.keepalive, most=max(self.keepalive, self.idle_timeout * 5 / 6))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from overlay.protocol.keepalive import Keepalive
+
 MINIMUM_SILENCE: Final = 0.5
 UNKNOWN_RTT_SILENCE: Final = 3.0
 LAG: Final = 0.1
@@ -58,12 +60,12 @@ class Liveness:
 
     Args:
         now: the time of its attach.
-        keepalive: idle seconds after which a PING is due.
+        keepalive: says after how many idle seconds a PING is due, and is told whether the path had survived them.
         idle_timeout: silent seconds after which it is dead.
         watch: asks the transport for its progress.
     """
 
-    def __init__(self, now: float, *, keepalive: float, idle_timeout: float, watch: Callable[[], Progress]) -> None:
+    def __init__(self, now: float, *, keepalive: Keepalive, idle_timeout: float, watch: Callable[[], Progress]) -> None:
         self.suspect = False
         self._watch = watch
         self._keepalive = keepalive
@@ -75,7 +77,9 @@ class Liveness:
         self._excused = False
         self._suspected_at = 0.0
         self._received = 0
-        self._check_at = now + keepalive
+        self._idle: float | None = None
+        """Seconds without a packet before the PING that asks now."""
+        self._check_at = now + keepalive.interval
 
     @property
     def next_timeout(self) -> float:
@@ -123,16 +127,20 @@ class Liveness:
         progress = self._watch()
         if progress.at > self._sent_at:
             self._sent_since = None
+            if self._idle is not None:
+                self._keepalive.answered(self._idle, now)
+                self._idle = None
         if self.heard():
             self._check_at = now + MINIMUM_SILENCE
             return Verdict.RECOVERED
         waiting = [since for since in (self._outstanding_since, self._sent_since) if since is not None]
         if not waiting:
             busy = progress.received - self._received >= BUSY
-            ask_at = progress.at + (QUIET if busy else self._keepalive)
+            ask_at = progress.at + (QUIET if busy else self._keepalive.interval)
             if now < ask_at:
                 self._check_at = ask_at
                 return Verdict.FINE
+            self._idle = now - progress.at
             self._received = progress.received
             self._check_at = now + MINIMUM_SILENCE
             return Verdict.KEEPALIVE
@@ -147,6 +155,9 @@ class Liveness:
         if now < patient_until:
             self._check_at = patient_until
             return Verdict.FINE
+        if self._idle is not None:
+            self._keepalive.failed(self._idle, now)
+            self._idle = None
         self.suspect = True
         self._suspected_at = now
         self._check_at = now + RECHECK

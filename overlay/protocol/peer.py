@@ -43,13 +43,11 @@ from overlay.protocol.frames import (
     encode,
 )
 from overlay.protocol.judgement import Judgement, accept_for, hello_for, judge
+from overlay.protocol.keepalive import Keepalive
 from overlay.protocol.links import ACTIVE, DRAIN_TIMEOUT, VERDICT_TIMEOUT, Link, Links, Phase, SessionState
 from overlay.protocol.liveness import Liveness, Progress, Verdict
 from overlay.protocol.outgoing import Chunk
 from overlay.protocol.session import SessionCore, SessionEvent
-
-__all__ = ["Action", "Answered", "Attached", "CloseConnection", "Ended", "Ending", "Lingering"]
-__all__ += ["PeerCore", "PeerSettings", "Phase", "Recovered", "SessionState", "Suspected"]
 
 
 class PeerCore:
@@ -84,6 +82,7 @@ class PeerCore:
         self._linger = int(min(settings.linger * 1000, VARINT_MAX))
         self._links = Links(smaller=self._smaller)
         self._dials = 0
+        self._keepalives: dict[str, Keepalive] = {}  # by transport: what NATs bear outlives a connection
         self._actions: list[Action] = []
         self._draining = False
         self._verdicts_due = False
@@ -434,10 +433,8 @@ class PeerCore:
         session.linger_until = None
         link.phase = Phase.ATTACHED
         link.deadline = None
-        settings = self._settings
-        link.liveness = Liveness(
-            now, keepalive=settings.keepalive, idle_timeout=settings.idle_timeout, watch=link.watch
-        )
+        keepalive = self._keepalives.setdefault(link.kind[0], self._settings.new_keepalive())
+        link.liveness = Liveness(now, keepalive=keepalive, idle_timeout=self._settings.idle_timeout, watch=link.watch)
         link.frames += session.core.report()
         link.frames.append(encode(Sync()))
         session.core.repeat_state()
