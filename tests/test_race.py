@@ -47,7 +47,7 @@ def times(
         ([("memory", V4), ("quic", V4)], [("quic", V4, 0)]),
         (
             [("quic", V4), ("udp", V4), ("tcp", V4)],
-            [("quic", V4, 0), ("udp", V4, 0.25), ("tcp", V4, 0.5)],
+            [("quic", V4, 0), ("udp", V4, 0.25), ("tcp", V4, 0.35)],
         ),
         (
             [(transport, host) for transport in ("tcp", "udp", "quic") for host in (V4, V6)],
@@ -82,7 +82,7 @@ def times(
         "small steps on private networks, the whole distance to TCP",
         "raw UDP 250 ms after QUIC",
         "transports that are not configured are left out",
-        "TCP 250 ms after raw UDP",
+        "TCP 100 ms after raw UDP",
         "raw UDP and TCP at 500 ms at the latest",
         "TCP at 500 ms without QUIC, too",
         "duplicates are tried once",
