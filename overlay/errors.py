@@ -3,7 +3,9 @@
     OverlayError
     ├── ConfigError                 we: a setting that cannot work
     ├── IdentityError               we: a key or key file that cannot be used
+    ├── StoreError                  we: an address book's file that cannot be used, and what to do about it
     ├── AddressError (ValueError)   we: a string that is no address, ticket or peer id; names the part at fault
+    ├── RecordError                 a peer, or whoever handed it on: a list of addresses that is refused
     ├── BusyError                   we: two tasks in the same operation
     ├── EndpointClosed              we: the endpoint is not open
     ├── DialError                   the network: no address worked; holds every attempt
@@ -30,6 +32,7 @@ Each says who did it. Facts are attributes; the sentence is built in `__str__`; 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from overlay.protocol.codes import CloseCode
 
@@ -44,6 +47,10 @@ class ConfigError(OverlayError, ValueError):
 
 class IdentityError(OverlayError):
     """A key or key file that cannot be used."""
+
+
+class StoreError(OverlayError):
+    """The file of an address book that cannot be used, with what to do about it."""
 
 
 class AddressError(OverlayError, ValueError):
@@ -65,6 +72,25 @@ class AddressError(OverlayError, ValueError):
         """One sentence that names the part at fault."""
         where = "" if self.part == self.text else f" in {self.text!r}"
         return f"{self.part!r}{where}: {self.why}"
+
+
+class RecordError(OverlayError):
+    """A peer record that is refused.
+
+    Attributes:
+        kind: `garbage`: no record; `oversized`: more than a record may hold; `forged`: not signed by its key; `stale`:
+            a newer one is known; `foreign`: of a peer that nobody here knows.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, kind: Literal["garbage", "oversized", "forged", "stale", "foreign"], why: str) -> None:
+        super().__init__(kind, why)
+        self.kind = kind
+        self.why = why
+
+    def __str__(self) -> str:
+        """One sentence."""
+        return f"{self.kind} peer record: {self.why}"
 
 
 class BusyError(OverlayError):
