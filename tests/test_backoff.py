@@ -1,19 +1,29 @@
 """When to try again."""
 
+import random
+from collections import Counter
+
+import pytest
+
 from overlay.protocol.backoff import Backoff, DialBucket, OutageWatch
 
 
-def test_delays_double_up_to_the_cap_and_begin_anew_after_a_reset() -> None:
-    """1, 2, 4, 4 ... with the whole delay drawn."""
-    backoff = Backoff(1.0, 4.0, random=lambda: 1.0)
-    assert [backoff.next_delay() for _ in range(4)] == [1, 2, 4, 4]
+@pytest.mark.parametrize("draw", [1.0, 0.5, 0.25, 0.0])
+def test_delays_double_up_to_the_cap_and_begin_anew_after_a_reset(draw: float) -> None:
+    """1, 2, 4, 4 ... of which all is drawn: full jitter."""
+    backoff = Backoff(1.0, 4.0, random=lambda: draw)
+    assert [backoff.next_delay() for _ in range(4)] == [draw * bound for bound in (1, 2, 4, 4)]
     backoff.reset()
-    assert backoff.next_delay() == 1
+    assert backoff.next_delay() == draw
 
 
-def test_jitter_never_more_than_halves_a_delay() -> None:
-    """The shortest draw is half."""
-    assert Backoff(2.0, 4.0, random=lambda: 0.0).next_delay() == 1
+def test_the_delays_of_many_are_spread_evenly_from_nothing_to_the_bound() -> None:
+    """Each tenth of it has its tenth of 10,000, within five standard deviations."""
+    lot = random.Random(8)
+    delays = [Backoff(8.0, 8.0, random=lot.random).next_delay() for _ in range(10_000)]
+    tenths = Counter(int(delay / 0.8) for delay in delays)
+    assert set(tenths) == set(range(10))
+    assert all(abs(count - 1000) < 150 for count in tenths.values())
 
 
 def test_the_bucket_lets_a_burst_go_and_then_one_at_a_time() -> None:

@@ -6,11 +6,14 @@ from typing import Final
 
 
 class Backoff:
-    """Delays that double, each drawn between half of itself and the whole, so that peers do not march in step.
+    """Delays drawn between nothing and a bound that doubles, so that peers do not march in step.
+
+    A draw may be next to nothing. In a row of failures that does no harm, as the bound grows; whoever resets after a
+    success that may not last needs a least time between two tries of its own (`PeerTable`'s `first`).
 
     Args:
-        first: the first delay, in seconds.
-        cap: the longest.
+        first: the first bound, in seconds.
+        cap: the highest.
         random: draws from [0, 1).
     """
 
@@ -18,17 +21,17 @@ class Backoff:
         self._first = first
         self._cap = cap
         self._random = random
-        self._next = first
+        self._bound = first
 
     def next_delay(self) -> float:
         """The delay before the next try."""
-        delay = self._next
-        self._next = min(2 * delay, self._cap)
-        return delay * (0.5 + 0.5 * self._random())
+        bound = self._bound
+        self._bound = min(2 * bound, self._cap)
+        return bound * self._random()
 
     def reset(self) -> None:
         """After a success, or when the world has changed."""
-        self._next = self._first
+        self._bound = self._first
 
 
 class DialBucket:
