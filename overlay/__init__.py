@@ -17,11 +17,13 @@ from overlay.errors import (
     IdentityMismatch,
     OverlayError,
     PeerRestarted,
+    RecordError,
     SelfDial,
     SessionClosed,
     SessionError,
     SessionLost,
     SessionRefused,
+    StoreError,
     StreamClosed,
     StreamError,
     StreamReset,
@@ -33,7 +35,9 @@ from overlay.errors import (
 from overlay.events import Origin, Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
 from overlay.identity import Identity, PeerId
 from overlay.protocol.stream import Priority
+from overlay.records import PeerRecord
 from overlay.session import Session
+from overlay.status import AddressStatus, PeerStatus
 from overlay.streams import Stream
 
 __version__ = "0.1.0"
@@ -41,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Address",
     "AddressError",
+    "AddressStatus",
     "Attempt",
     "BusyError",
     "Config",
@@ -63,8 +68,11 @@ __all__ = [
     "PeerConnected",
     "PeerDisconnected",
     "PeerId",
+    "PeerRecord",
     "PeerRestarted",
+    "PeerStatus",
     "Priority",
+    "RecordError",
     "SelfDial",
     "Session",
     "SessionClosed",
@@ -72,6 +80,7 @@ __all__ = [
     "SessionLost",
     "SessionRefused",
     "SessionReplaced",
+    "StoreError",
     "Stream",
     "StreamClosed",
     "StreamError",

@@ -1,20 +1,33 @@
 """Every setting of an endpoint, with the reason for its default."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from overlay.errors import ConfigError
 from overlay.protocol.udp.wire import MAXIMUM_DATAGRAM, MINIMUM_DATAGRAM
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from overlay.identity import PeerId
 
 KiB = 1024
 MiB = 1024 * KiB
 
 TRANSPORTS = ("quic", "udp", "tcp", "memory")
+
+
+_ABOVE_ZERO = (
+    "dial_timeout",
+    "handshake_timeout",
+    "idle_timeout",
+    "keepalive",
+    "delivery_timeout",
+    "backoff_cap",
+    "dials_per_second",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +106,21 @@ class Config:
     """SO_MARK of all sockets, for policy routing (Linux, needs CAP_NET_ADMIN)."""
     never_dial: tuple[str, ...] = ()
     """Networks such as `fd00:1234::/32` that are never dialled: a mesh's own tunnel must not carry its peering."""
-    accept: "Callable[[PeerId], bool] | None" = None
-    """Asked for each inbound connection when its key is proven, before any state exists; None: all are welcome."""
+    accept: "Literal['all', 'known'] | Collection[PeerId] | Callable[[PeerId], bool]" = "all"
+    """Who may dial us, decided when the key is proven, before any state exists: `all`; `known`, those in the book that
+    somebody here has named; those of a collection; or those for whom a function says so. Whom `Endpoint.block` names
+    may not in any case."""
+    book_path: "str | PathLike[str] | None" = None
+    """File of the address book, so that a restart knows at once whom to dial, and where; None: kept in memory."""
+    keep: tuple[str, ...] = ()
+    """Tickets of peers to stay connected with, as by `Endpoint.keep`: a book on disk remembers them too, until
+    `Endpoint.release`."""
+    backoff_cap: float = 120.0
+    """Longest pause between two dials of a peer that is kept: somebody who comes back after a night is not to wait."""
+    dials_per_second: float = 10.0
+    """Dials of the whole endpoint that nobody waits for, so that an outage of ours does not end in a storm: so many for
+    lost and kept peers, and as many for better paths. Then n kept peers are back within n / `dials_per_second`: for
+    thousands of them let it be n / `backoff_cap` or more."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -109,9 +135,11 @@ class Config:
                 ip_network(network, strict=False)
             except ValueError as error:
                 raise ConfigError(f"never_dial: {error}") from None
-        for name in ("dial_timeout", "handshake_timeout", "idle_timeout", "keepalive", "delivery_timeout"):
+        if isinstance(self.accept, str) and self.accept not in {"all", "known"}:
+            raise ConfigError(f"accept must be all, known, keys, or a function, not {self.accept!r}")
+        for name in _ABOVE_ZERO:
             if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if not MINIMUM_DATAGRAM <= self.largest_datagram <= MAXIMUM_DATAGRAM:
             bounds = f"{MINIMUM_DATAGRAM} to {MAXIMUM_DATAGRAM} bytes"
             raise ConfigError(f"largest_datagram must be {bounds}, not {self.largest_datagram}")

@@ -39,7 +39,7 @@ logger = logging.getLogger("overlay")
 
 Won = TypeVar("Won")
 
-FINAL: Final = frozenset({CloseCode.REFUSED, CloseCode.DUPLICATE_IDENTITY, CloseCode.SESSION_GONE})
+FINAL: Final = frozenset({CloseCode.REFUSED, CloseCode.DUPLICATE_IDENTITY, CloseCode.SESSION_GONE, CloseCode.RESTARTED})
 """What the peer itself says, and would say at each of its addresses."""
 
 

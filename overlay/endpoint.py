@@ -3,27 +3,34 @@
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
+import time
+from collections.abc import AsyncIterator, Container, Coroutine, Generator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self
 from weakref import WeakSet
 
 from overlay.addresses import Address, Ticket
+from overlay.book import Book
 from overlay.config import Config
-from overlay.errors import ConfigError, EndpointClosed, HandshakeError, OverlayError
-from overlay.events import Event
+from overlay.dialler import Dialler
+from overlay.errors import ConfigError, DialError, EndpointClosed, HandshakeError, SelfDial
+from overlay.events import Event, Events
 from overlay.identity import Identity, PeerId
+from overlay.keeper import Keeper
 from overlay.local import reachable
 from overlay.peer import Peer
 from overlay.protocol.backoff import DialBucket, OutageWatch
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
+from overlay.protocol.evidence import Source
 from overlay.protocol.frames import MINIMUM_STREAMS, MINIMUM_WINDOW
 from overlay.protocol.gate import HandshakeGate
 from overlay.protocol.session import SessionLimits
+from overlay.records import PeerRecord
+from overlay.serving import Handler, Handlers
 from overlay.session import Session
+from overlay.status import PeerStatus
 from overlay.streams import Stream
 from overlay.transports.base import Connection, ConnectionHandler, Transport
 from overlay.transports.memory import MemoryTransport
@@ -35,18 +42,14 @@ from overlay.transports.udp_socket import UdpSocket
 
 logger = logging.getLogger("overlay")
 
-Handler = Callable[[Stream], Awaitable[None]]
-
 CHOSEN_STREAMS: Final = 64
 CHOSEN_WINDOW: Final = 16 * 1024
 """A peer that we dial may send 16 KiB on each of 64 new streams before its first WINDOW; strangers get the minimum.
 Every stream reserves so much: 1,024 opened by us and as many by the peer fill `Limits.session_memory` just so. Once
 half of `Limits.chosen_memory` is taken, further peers start with the minimum, as strangers do, and grow."""
-DIALS_PER_SECOND: Final = 10.0
 DIAL_BURST: Final = 20.0
 OUTAGE: Final = 5.0
 """Seconds for which only one background dial at a time probes, after our own network seems to have failed."""
-EVENT_QUEUE: Final = 1024
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing waits for handlers and other tasks after their cancellation."""
 
@@ -63,29 +66,31 @@ class Endpoint:
     Raises (on entering):
         ConfigError, OSError: an address cannot be bound.
         IdentityError: another endpoint uses the key file.
+        StoreError: another endpoint uses the address book.
     """
 
     def __init__(self, identity: Identity, config: Config | None = None) -> None:
         self.identity = identity
         self.config = config or Config()
         self.process = random.SystemRandom().getrandbits(64) or 1
-        self._handlers: dict[str, Handler] = {}
+        limit = max(self.config.limits.live_streams, MINIMUM_STREAMS)
+        self._handlers = Handlers(limit, self.spawn, lambda: self._open)
         self._peers: dict[PeerId, Peer] = {}
-        self._wanted: set[PeerId] = set()
-        """Those of `_peers` that somebody here has asked for."""
-        self._known: dict[PeerId, dict[Address, None]] = {}
-        self._met: dict[PeerId, dict[Address, None]] = {}
-        """The same of peers that only dialled us: keys cost nothing, so they must not displace those we chose."""
+        """Those with a session, a connection or a dial; of all others the book and the keeper know."""
+        self._callers: dict[PeerId, None] = {}
+        """Who has dialled us, the latest last: they may do so again."""
         self._transports: dict[str, Transport] = {}
         self._udp: list[UdpSocket] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resources = ExitStack()
-        self._subscribers: WeakSet[asyncio.Queue[Event | None]] = WeakSet()
+        self._subscribers: WeakSet[Events] = WeakSet()
         limits = self.config.limits
+        self.book = Book(self.config)
+        self.keeper = Keeper(self)
         self.chosen = Budget(limits.chosen_memory)
         self._strangers = Budget(limits.stranger_memory)
         self._gate = HandshakeGate(limits.handshakes, limits.handshakes_per_address)
-        self._bucket = DialBucket(DIALS_PER_SECOND, DIAL_BURST)
+        self._bucket = DialBucket(self.config.dials_per_second, DIAL_BURST)
         self._outage = OutageWatch()
         self._outage_until = 0.0
         self._probe = asyncio.Lock()
@@ -104,7 +109,19 @@ class Endpoint:
                 await self._close_transports()
                 raise
             self._resources = resources.pop_all()
-        self._open = True
+        try:
+            await self.book.open()
+            self._open = True
+            await self.keeper.open()
+            for ticket in map(Ticket.parse, self.config.keep):
+                if self.book.is_blocked(ticket.peer_id):
+                    logger.warning("%s of Config.keep is blocked, and stays so: unblock it first", ticket.peer_id)
+                else:
+                    self.keep(ticket)
+        except BaseException:
+            self._open = False
+            await self._shut()
+            raise
         logger.info("%s listens on %s", self.peer_id.short, ", ".join(map(str, self.addresses)) or "nothing")
         return self
 
@@ -118,10 +135,13 @@ class Endpoint:
 
         Handlers are cancelled; one that goes on nevertheless is logged, and not waited for beyond 5 seconds.
         """
-        if not self._open:
-            return
-        self._open = False
+        if self._open:
+            self._open = False
+            await self._shut()
+
+    async def _shut(self) -> None:
         try:
+            await self.keeper.aclose()
             for peer in tuple(self._peers.values()):
                 await peer.aclose()
             for task in tuple(self._tasks):
@@ -131,11 +151,14 @@ class Endpoint:
                 for task in stubborn:
                     logger.warning("task %s ignores its cancellation: the endpoint closes without it", task.get_name())
         finally:
-            await self._close_transports()
-            self._peers.clear()
-            self._resources.close()
-            for queue in self._subscribers:
-                _put(queue, None)
+            try:
+                await self._close_transports()
+                await self.book.aclose()
+            finally:
+                self._peers.clear()
+                self._resources.close()
+                for events in self._subscribers:
+                    events.put(None)
 
     def _bind(self, resources: ExitStack) -> None:
         config = self.config
@@ -210,7 +233,7 @@ class Endpoint:
         When the handler returns, the stream is closed in order; when it raises, it is reset. A later call replaces the
         handler for streams opened from then on.
         """
-        self._handlers[protocol] = handler
+        self._handlers.set(protocol, handler)
 
     def connect(
         self, target: Ticket | PeerId | str, *, timeout: float | None = None, early: bool = False
@@ -239,25 +262,138 @@ class Endpoint:
         if isinstance(target, str):
             target = Ticket.parse(target) if ":" in target else PeerId.parse(target)
         peer_id, addresses = (target.peer_id, target.addresses) if isinstance(target, Ticket) else (target, ())
-        peer = self._peer(peer_id)
-        self._wanted.add(peer_id)
+        if self.book.is_blocked(peer_id):
+            raise DialError(str(peer_id), (), "this endpoint has blocked that key")
+        dialler = self._peer(peer_id).dialler
         for address in addresses:
-            peer.dialler.learn(address)
+            dialler.learn(address, Source.TICKET)
         timeout = self.config.dial_timeout if timeout is None else timeout
-        return await peer.dialler.connect(timeout=timeout, early=early)
+        return await dialler.connect(timeout=timeout, early=early)
 
-    def events(self) -> AsyncGenerator[Event, None]:
-        """What happens to peers and paths, from this call on, until the endpoint is closed.
+    # ---------------------------------------------------------------- whom it stays with
 
-        At most 1,024 wait for a slow reader; the oldest goes first then.
+    def keep(self, target: Ticket | PeerId | str, *, name: str | None = None) -> PeerId:
+        """Stay connected with a peer, for ever: it is dialled until it answers, and again whenever it is lost.
+
+        The pauses between dials grow to `Config.backoff_cap`; they begin anew with a success, when the peer dials us,
+        and when our network changes. The book remembers it, if it has a file.
+
+        Args:
+            target: as for `connect`.
+            name: what to call it in reports.
+
+        Raises:
+            AddressError, EndpointClosed: as for `connect`.
+            ConfigError: the name is too long.
+            SelfDial: it is our own key.
         """
-        queue: asyncio.Queue[Event | None] = asyncio.Queue(EVENT_QUEUE)
-        self._subscribers.add(queue)
-        return self._events(queue)
+        peer_id = self._learn(target, Source.STATIC)
+        self.book.say(peer_id, kept=True, blocked=False, name=name)
+        if (peer := self._peers.get(peer_id)) is not None:
+            peer.choose()
+        self.keeper.keep(peer_id)
+        return peer_id
 
-    async def _events(self, queue: "asyncio.Queue[Event | None]") -> AsyncGenerator[Event, None]:
-        while (self._open or not queue.empty()) and (event := await queue.get()) is not None:
-            yield event
+    def release(self, peer: PeerId | str) -> None:
+        """Keep a peer no longer. A session that there is goes on until somebody closes it."""
+        peer_id = _key(peer)
+        self.book.say(peer_id, kept=False)
+        self.keeper.release(peer_id)
+
+    def kick(self, peer: PeerId | str | None = None) -> None:
+        """Try now what waits for its time: one peer, or all that are kept or have lost their connections."""
+        self.keeper.kick(None if peer is None else _key(peer))
+
+    def remove(self, peer: PeerId | str) -> None:
+        """Forget a peer: its session ends, its addresses go, and no dial and no timer of it is left."""
+        peer_id = _key(peer)
+        self._drop(peer_id, "removed")
+        self.book.forget(peer_id)
+
+    def block(self, peer: PeerId | str) -> None:
+        """Have nothing to do with a peer, for good: its session ends, it is kept no longer, refused, never dialled."""
+        peer_id = _key(peer)
+        self.book.say(peer_id, kept=False, blocked=True)
+        self._drop(peer_id, "blocked")
+
+    def unblock(self, peer: PeerId | str) -> None:
+        """It may dial us, and be dialled, again; whether to keep it is to be said anew."""
+        self.book.say(_key(peer), blocked=False)
+
+    def learn(self, record: bytes) -> PeerId:
+        """Take over a peer's own list of its addresses, signed with its key, whoever has handed it on.
+
+        Args:
+            record: as `PeerRecord.encode` of `overlay.records` makes it.
+
+        Returns:
+            Whose it is.
+
+        Raises:
+            RecordError: it is forged, stale, oversized or garbage; counted in `book.refused`.
+        """
+        peer_id = self.book.learn_record(record).peer_id
+        self.keeper.kick(peer_id)
+        return peer_id
+
+    @property
+    def record(self) -> bytes:
+        """Our own addresses, signed, for others to hand on.
+
+        Raises:
+            ConfigError: nothing is bound.
+        """
+        sequence = int(time.time() * 1_000_000)
+        return PeerRecord.make(self.identity, self.ticket.addresses, sequence).encode()
+
+    def peers(self) -> list[PeerStatus]:
+        """All peers of which anything is known, those with a session first. A snapshot."""
+        found = dict.fromkeys((*self.sessions, *self.book.peers))
+        return [self._status(peer_id) for peer_id in found]
+
+    def _learn(self, target: Ticket | PeerId | str, source: Source) -> PeerId:
+        if not self._open:
+            raise EndpointClosed("enter the endpoint first: async with Endpoint(...) as endpoint")
+        if isinstance(target, str):
+            target = Ticket.parse(target) if ":" in target else PeerId.parse(target)
+        if (target if isinstance(target, PeerId) else target.peer_id) == self.peer_id:
+            raise SelfDial("that is our own key")
+        if isinstance(target, PeerId):
+            return target
+        news = [self.book.learn(target.peer_id, address, source) for address in target.addresses]
+        if any(news):
+            # Who is kept without a known address waits for its pause otherwise.
+            self.keeper.kick(target.peer_id)
+        return target.peer_id
+
+    def _drop(self, peer_id: PeerId, reason: str) -> None:
+        self._callers.pop(peer_id, None)
+        if (peer := self._peers.get(peer_id)) is not None:
+            peer.dialler.dismiss(f"this endpoint has {reason} that key")
+            peer.refuse(reason)
+        self.keeper.remove(peer_id)
+
+    def _status(self, peer_id: PeerId) -> PeerStatus:
+        peer = self._peers.get(peer_id)
+        return PeerStatus(
+            peer_id=peer_id,
+            name=self.book.name(peer_id),
+            state=self.keeper.state(peer_id).value,
+            kept=self.book.is_kept(peer_id),
+            blocked=self.book.is_blocked(peer_id),
+            since=self.keeper.since(peer_id),
+            next_dial=self.keeper.next_dial(peer_id),
+            paths=() if peer is None else tuple(peer.paths()),
+            addresses=self.book.addresses(peer_id),
+        )
+
+    def events(self) -> Events:
+        """What happens to peers and paths, from this call on, until the endpoint is closed."""
+        events = Events()
+        self._subscribers.add(events)
+        if not self._open:
+            events.put(None)
+        return events
 
     # ---------------------------------------------------------------- for peers and diallers
 
@@ -277,10 +413,14 @@ class Endpoint:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("task %s failed: please report this", task.get_name(), exc_info=error)
 
+    def stream_opened(self, stream: Stream) -> None:
+        """A peer has opened a stream."""
+        self._handlers.stream_opened(stream)
+
     def publish(self, event: Event) -> None:
         """Tell all who listen to `events`."""
-        for queue in self._subscribers:
-            _put(queue, event)
+        for events in self._subscribers:
+            events.put(event)
 
     def grant(self, chosen: bool) -> tuple[SessionLimits, Budget] | None:
         """Limits and memory of a new session, or None when the pool is exhausted."""
@@ -320,44 +460,6 @@ class Endpoint:
         oldest.evict()
         return True
 
-    def stream_opened(self, stream: Stream) -> None:
-        """A peer has opened a stream: serve it, when fewer than `live_streams` handlers of its session run.
-
-        A peer that resets its streams may open others at once, while their handlers still run. So the others wait; of
-        those that wait, the live ones are bounded by the peer's credit, and the dead ones are dropped.
-        """
-        handler = self._handlers.get(stream.protocol)
-        if handler is None:
-            stream._refuse()
-            return
-        session = stream.session
-        session._unserved.append((handler, stream))
-        if len(session._unserved) > 2 * self._handlers_limit:
-            session._unserved = deque(one for one in session._unserved if not one[1]._core.removed)
-        self._serve_next(session)
-
-    @property
-    def _handlers_limit(self) -> int:
-        return max(self.config.limits.live_streams, MINIMUM_STREAMS)
-
-    def _serve_next(self, session: Session) -> None:
-        while self._open and session._unserved and session._handlers < self._handlers_limit:
-            handler, stream = session._unserved.popleft()
-            session._handlers += 1
-            self.spawn(self._serve(handler, stream), f"{stream.protocol} from {session.peer_id.short}")
-
-    async def _serve(self, handler: Handler, stream: Stream) -> None:
-        try:
-            async with stream:
-                await handler(stream)
-        except (OverlayError, TimeoutError) as error:
-            logger.debug("%r ended: %s", stream, error)
-        except Exception:
-            logger.exception("the handler of %r failed; the stream was reset", stream)
-        finally:
-            stream.session._handlers -= 1
-            self._serve_next(stream.session)
-
     def suspected(self) -> None:
         """A peer's connection has fallen silent."""
         now = asyncio.get_running_loop().time()
@@ -368,10 +470,16 @@ class Endpoint:
     @asynccontextmanager
     async def background_dial(self) -> AsyncIterator[None]:
         """Wait for this endpoint's turn to dial without being asked; during an outage one probe at a time goes."""
-        loop = asyncio.get_running_loop()
-        delay = self._bucket.take(loop.time())
+        delay = self._bucket.take(asyncio.get_running_loop().time())
         if delay:
             await asyncio.sleep(delay)
+        async with self.outage_probe():
+            yield
+
+    @asynccontextmanager
+    async def outage_probe(self) -> AsyncIterator[None]:
+        """During an outage of ours wait for its end, unless no other dial probes for that."""
+        loop = asyncio.get_running_loop()
         probing = False
         if loop.time() < self._outage_until:
             with suppress(TimeoutError):
@@ -384,32 +492,61 @@ class Endpoint:
                 self._outage_until = 0.0
                 self._probe.release()
 
+    def dialler(self, peer_id: PeerId) -> Dialler:
+        """The one that dials a peer."""
+        return self._peer(peer_id).dialler
+
+    def called(self, peer_id: PeerId) -> None:
+        """A peer has dialled us, and carries a session by that."""
+        self._callers.pop(peer_id, None)
+        self._callers[peer_id] = None
+        if len(self._callers) > self.config.limits.known_peers:
+            del self._callers[next(iter(self._callers))]
+        self.book.inbound(peer_id)
+
+    def is_caller(self, peer_id: PeerId) -> bool:
+        """Whether a peer has dialled us, and so may do it again."""
+        return peer_id in self._callers
+
+    def network_changed(self, lost: Container[str]) -> None:
+        """Our own network is another one, without those addresses: each connection is asked whether it still works."""
+        self._outage_until = 0.0
+        for peer in tuple(self._peers.values()):
+            peer.network_changed(lost)
+
     def forget(self, peer: Peer) -> None:
-        """Nothing is left of a peer but its addresses: keep those, of the newest peers."""
+        """Nothing is left of a peer but what the book and the keeper know."""
         if self._peers.get(peer.peer_id) is peer and not peer.dialler.busy:
             del self._peers[peer.peer_id]
-            remembered = self._known if peer.peer_id in self._wanted else self._met
-            self._wanted.discard(peer.peer_id)
-            if peer.dialler.addresses:
-                remembered[peer.peer_id] = peer.dialler.addresses
-            while len(remembered) > self.config.limits.known_peers:
-                del remembered[next(iter(remembered))]
 
     def _peer(self, peer_id: PeerId) -> Peer:
         peer = self._peers.get(peer_id)
         if peer is None:
             peer = self._peers[peer_id] = Peer(self, peer_id)
-            if peer_id in self._known:
-                self._wanted.add(peer_id)
-            for address in (*self._met.pop(peer_id, ()), *self._known.pop(peer_id, ())):
-                peer.dialler.learn(address)
         return peer
+
+    def _welcomes(self, peer_id: PeerId) -> bool:
+        """Whether `Config.accept` and the user's word let that key in."""
+        accept = self.config.accept
+        if self.book.is_blocked(peer_id):
+            return False
+        if accept == "known":
+            return self.book.is_known(peer_id)
+        if accept == "all":
+            return True
+        if not callable(accept):
+            return peer_id in accept
+        try:
+            return accept(peer_id)
+        except Exception:
+            logger.exception("Config.accept failed, so %s is refused", peer_id.short)
+            return False
 
     def _accepted(self, connection: Connection) -> ConnectionHandler:
         """An inbound connection's peer has proven its key: admit it, or raise."""
         if not self._open:
             raise HandshakeError("the endpoint is closing", CloseCode.SESSION_CLOSED)
-        if self.config.accept is not None and not self.config.accept(connection.peer_id):
+        if not self._welcomes(connection.peer_id):
             raise HandshakeError("this endpoint does not accept that key", CloseCode.REFUSED)
         peer = self._peers.get(connection.peer_id)
         if peer is not None and len(peer.connections) >= self.config.limits.connections_per_peer:
@@ -450,7 +587,5 @@ class Connecting:
             await self._session.aclose()
 
 
-def _put(queue: "asyncio.Queue[Event | None]", event: Event | None) -> None:
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(event)
+def _key(peer: PeerId | str) -> PeerId:
+    return PeerId.parse(peer) if isinstance(peer, str) else peer

@@ -1,11 +1,15 @@
 """What an endpoint tells its user, each once and in order."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from overlay.addresses import Address
 from overlay.errors import Attempt
 from overlay.identity import PeerId
+
+EVENT_QUEUE: Final = 1024
 
 Purpose = Literal["connect", "replace", "upgrade", "inbound"]
 """What a connection was made for; see `Origin.purpose`."""
@@ -111,3 +115,34 @@ class SessionReplaced:
 
 
 Event = PeerConnected | PeerDisconnected | PathChanged | PathLost | SessionReplaced
+
+
+class Events(AsyncIterator[Event]):
+    """The events of an endpoint from one moment on: `async for event in events`, or `await anext(events)`.
+
+    At most 1,024 wait for a slow reader; the oldest goes first then. Cancellation: `anext` loses nothing, and the next
+    one goes on, unlike that of an async generator, which ends with the first time-out around it.
+    """
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(EVENT_QUEUE)
+        self._ended = False
+
+    def put(self, event: Event | None) -> None:
+        """For the endpoint: one more; None: the last one was."""
+        if self._queue.full():
+            self._queue.get_nowait()
+        self._queue.put_nowait(event)
+
+    async def __anext__(self) -> Event:
+        if not self._ended:
+            event = await self._queue.get()
+            if event is not None and not self._ended:
+                return event
+            await self.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Listen no more; whoever waits is told so, and what has not been read is dropped."""
+        self._ended = True
+        self.put(None)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -51,6 +51,9 @@ _ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 # too.
 _SMALL_ORDER_Y = frozenset({0, 1, _P - 1, _ORDER_8_Y, _P - _ORDER_8_Y})
 
+# Where an endpoint keeps the bytes of its peers, by the thousand, the test is not to be paid with each event.
+_POINT_CACHE_ENTRIES = 16_384
+
 # A PKCS#8 file of ours has 119 bytes; other tools may add comments. Something larger is not a key.
 _MAX_KEY_FILE_BYTES = 64 * 1024
 
@@ -77,15 +80,7 @@ class PeerId:
         object.__setattr__(self, "raw", bytes(self.raw))
         if len(self.raw) != PEER_ID_BYTES:
             raise IdentityError(f"a peer id has {PEER_ID_BYTES} bytes, not {len(self.raw)}")
-        y = int.from_bytes(self.raw, "little") & ((1 << 255) - 1)
-        if y >= _P:
-            raise IdentityError("the key is not in canonical form")
-        if y in _SMALL_ORDER_Y:
-            raise IdentityError("the key is a point of small order, under which anybody can forge signatures")
-        # x^2 = u/v has a solution if u v is a square (Euler's criterion); v is never 0, as -1/d is no square.
-        u, v = y * y - 1, _D * y * y + 1
-        if pow(u * v, (_P - 1) // 2, _P) != 1:
-            raise IdentityError("the key is no point of the curve")
+        _check_point(self.raw)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -344,3 +339,16 @@ def _publish(temporary: Path, path: Path) -> None:
     # error, never another key.
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     temporary.replace(path)
+
+
+@lru_cache(maxsize=_POINT_CACHE_ENTRIES)
+def _check_point(raw: bytes) -> None:
+    y = int.from_bytes(raw, "little") & ((1 << 255) - 1)
+    if y >= _P:
+        raise IdentityError("the key is not in canonical form")
+    if y in _SMALL_ORDER_Y:
+        raise IdentityError("the key is a point of small order, under which anybody can forge signatures")
+    # x^2 = u/v has a solution if u v is a square (Euler's criterion); v is never 0, as -1/d is no square.
+    u, v = y * y - 1, _D * y * y + 1
+    if pow(u * v, (_P - 1) // 2, _P) != 1:
+        raise IdentityError("the key is no point of the curve")

@@ -10,7 +10,7 @@ import errno
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
 from overlay.dialler import Dialler
@@ -24,7 +24,7 @@ from overlay.errors import (
     SessionLost,
     SessionRefused,
 )
-from overlay.events import Origin, Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
+from overlay.events import Origin, Path, PathChanged, PathLost, SessionReplaced
 from overlay.identity import PeerId
 from overlay.protocol.actions import (
     Action,
@@ -39,6 +39,7 @@ from overlay.protocol.actions import (
     Suspected,
 )
 from overlay.protocol.codes import CloseCode
+from overlay.protocol.evidence import Source
 from overlay.protocol.frames import Control
 from overlay.protocol.links import SessionState
 from overlay.protocol.liveness import Progress
@@ -241,8 +242,9 @@ class Peer:
         return waiter
 
     def carried_by(self, connection: Connection) -> bool:
-        """Whether that connection is the only one that carries the session."""
-        return self._core.attached == [connection.id]
+        """Whether the session depends on that connection: it is the only one that carries it, or the one in use."""
+        attached = self._core.attached
+        return attached == [connection.id] or (self._core.selected == connection.id and connection.id in attached)
 
     def give_up(self, failure: OverlayError | None = None) -> None:
         """A dial has failed and there never was a connection: forget the session that it was for.
@@ -268,6 +270,22 @@ class Peer:
     def lingering_until(self) -> float | None:
         """When the session's resume time is over; None while it has a connection, or there is no session."""
         return None if self._core.session is None else self._core.session.linger_until
+
+    def network_changed(self, lost: Container[str]) -> None:
+        """Our own network is another one, without the addresses in `lost`: let connections move, and ask on each."""
+        connections = tuple(self.connections.values())
+        stranded = {connection.id for connection in connections if not connection.network_changed(lost)}
+        self._core.check(clock(), stranded)
+        self.dialler.network_changed()
+        self.wake()
+
+    def refuse(self, reason: str) -> None:
+        """End everything with this peer, and tell it that it is not welcome."""
+        if self._core.session is not None:
+            self._core.close_session(self._core.session, clock(), reason=reason)
+            self._pump()
+        for connection in tuple(self.connections.values()):
+            connection.close(CloseCode.REFUSED, reason)
 
     def evict(self) -> None:
         """End a lingering session: others need its memory."""
@@ -319,9 +337,7 @@ class Peer:
             # The attempt may have been cancelled meanwhile; then nobody asks for the exception.
             waiter.exception()
         self._origins.pop(connection.id, None)
-        if self._attached.pop(connection.id, None) is not None:
-            lost = PathLost(self.peer_id, connection.transport, connection.remote, len(self._core.attached))
-            self._endpoint.publish(lost)
+        self._path_lost(connection)
         for ping in tuple(self._pings.values()):
             if not ping.done():
                 ping.set_result(None)
@@ -417,22 +433,24 @@ class Peer:
 
     def _carry_out(self, action: Action) -> None:
         match action:
-            case Attached(connection, state, first):
+            case Attached(connection, state):
                 self._session_of(state)
                 made = self._origins.pop(connection, None)
                 self._attached[connection] = Origin("inbound") if made is None else made()
-                if first:
-                    self._endpoint.publish(PeerConnected(self.peer_id))
                 waiter = self._accepted.pop(connection, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(None)
-                self.dialler.attached()
+                if made is None:
+                    self._endpoint.called(self.peer_id)
+                self.dialler.attached(dialled=made is not None)
             case Suspected(connection):
                 logger.info("%s: nothing comes back on %r", self.peer_id.short, self.connections.get(connection))
                 self._endpoint.suspected()
                 self.dialler.wake()
-            case Recovered() | Lingering():
+            case Recovered():
                 self.dialler.wake()
+            case Lingering():
+                self._endpoint.keeper.lost(self.peer_id)
             case Answered(connection, nonce, seconds):
                 waiter_ = self._pings.get(nonce)
                 link = self.connections.get(connection)
@@ -462,11 +480,20 @@ class Peer:
         for stream in streams:
             if isinstance(stream, Stream):
                 stream._changed()
+        self.dialler.ended(error)
         if state.connected:
+            # They close after this, and after PeerDisconnected nothing is told of them.
+            for connection in tuple(self.connections.values()):
+                if connection.id not in self._core.attached:
+                    self._path_lost(connection)
             if why in {Ending.RESTARTED, Ending.GONE}:
                 self._endpoint.publish(SessionReplaced(self.peer_id))
-            self._endpoint.publish(PeerDisconnected(self.peer_id, error))
-        self.dialler.ended(error)
+            self._endpoint.keeper.ended(self.peer_id, error)
+
+    def _path_lost(self, connection: Connection) -> None:
+        if self._attached.pop(connection.id, None) is not None:
+            lost = PathLost(self.peer_id, connection.transport, connection.remote, len(self._core.attached))
+            self._endpoint.publish(lost)
 
     # ---------------------------------------------------------------- helpers
 
@@ -499,7 +526,8 @@ class Peer:
         )
         if connection.transport in {"quic", "udp"}:
             # Its socket is the one that listens; of TCP we only see a port of the moment.
-            self.dialler.learn(connection.remote)
+            source = Source.OBSERVED if connection.role is Role.DIALER else Source.INBOUND
+            self.dialler.learn(connection.remote, source)
 
     def _session_of(self, state: SessionState) -> Session:
         if not isinstance(state.handle, Session):

@@ -4,7 +4,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from overlay.protocol.actions import Action, CloseConnection, Ended, Lingering, PeerSettings
+from overlay.protocol import actions
+from overlay.protocol.actions import Action, CloseConnection, Ended, PeerSettings
 from overlay.protocol.budget import Budget, SessionLimits
 from overlay.protocol.buffers import MAX_GAPS
 from overlay.protocol.codes import CloseCode
@@ -438,4 +439,32 @@ class World:
                 check_empty(side.core.session.core)
 
 
-__all__ = ["CloseCode", "Half", "Lingering", "Side", "Wire", "World", "check_empty", "check_session", "pattern"]
+def endings(world: World, side: int) -> list[actions.Ending]:
+    return [action.why for action in world.sides[side].log if isinstance(action, Ended)]
+
+
+def codes(world: World, side: int) -> list[CloseCode]:
+    """With which codes that side has closed connections."""
+    return [action.code for action in world.sides[side].log if isinstance(action, CloseConnection)]
+
+
+def attached(world: World) -> tuple[list[int], list[int]]:
+    return world.sides[0].core.attached, world.sides[1].core.attached
+
+
+def talk(world: World) -> tuple[Half, Half]:
+    """A stream of side 0 on which 1,000 bytes have been read by side 1."""
+    half = world.open(0)
+    assert half is not None
+    world.write(0, half, 1000)
+    world.settle()
+    other = world.sides[1].halves[-1]
+    assert len(world.read(1, other, 5000)) == 1000
+    world.settle()
+    return half, other
+
+
+def finish_all(world: World) -> None:
+    world.drain()
+    world.check()
+    world.check_end()

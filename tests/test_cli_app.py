@@ -13,13 +13,14 @@ from cli_support import LISTEN, finish, overlay, receiving, send, start
 
 import overlay as library
 from overlay import Identity, PeerId
-from overlay.cli.app import default_identity, main
+from overlay.cli.app import main
+from overlay.cli.options import default_identity
 from overlay.cli.output import parse_size, size_text
 
 
 @pytest.fixture
 def logger() -> Iterator[None]:
-    """The command line silences the library's log, for its process."""
+    """The command line takes over the library's log, for its process."""
     log = logging.getLogger("overlay")
     handlers, propagate = list(log.handlers), log.propagate
     yield
@@ -41,6 +42,7 @@ def test_version_and_help_teach() -> None:
     codes = "0 done; 1 other failure; 2 wrong usage; 3 unreachable; 4 somebody else answers (wrong identity); "
     assert codes + "5 lost after it was connected; 6 refused by the other side; 130 interrupted" in text
     assert overlay().code == 2
+    assert "port 9330" in " ".join(overlay("run", "--help").out.split())
     for command in ("receive", "send"):
         assert "xample" in overlay(command, "--help").out
 
@@ -80,6 +82,20 @@ def test_wrong_usage_is_one_line_and_2(tmp_path: Path, ticket: str, capsys: pyte
         assert (code, out, err.count("\n")) == (2, "", 1), (arguments, err)
         assert part in err
     assert overlay("send", file, "notaticket") == (2, "", f"overlay: {WRONG[2][1]}\n")
+
+
+@pytest.mark.usefixtures("logger")
+def test_warnings_of_the_library_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a traceback, without escapes, once however often a command has begun, and nothing below a warning."""
+    for _ in range(2):
+        assert main(["id", "--identity", str(tmp_path / "key.pem")]) == 0
+    capsys.readouterr()
+    log = logging.getLogger("overlay")
+    log.info("nothing of interest")
+    logging.getLogger("overlay.tcp").warning("the disk\nis %s", "full\x1b[2J")
+    log.error("a handler failed", exc_info=ValueError("no\nluck"))
+    said = ["warning: the disk is full\N{REPLACEMENT CHARACTER}[2J", "error: a handler failed: ValueError: no luck"]
+    assert capsys.readouterr().err.splitlines() == [f"overlay: {one}" for one in said]
 
 
 def test_id_makes_the_key_once(tmp_path: Path) -> None:
@@ -137,12 +153,13 @@ def test_ping_tells_time_and_path(tmp_path: Path, transport: str) -> None:
         assert path["path"] == pongs[0]["path"]
         assert path["rtt_ms"] > 0
         assert path["mtu"] >= 1200
-        assert path["loss"] == 0
+        # A busy machine may make TCP send a segment again.
+        assert 0 <= path["loss"] < 1
         assert path["congestion_window"] > 2400
         words = overlay("ping", *LISTEN, receiver.ticket, *arguments)
         assert re.search(rf"3: \d+\.\d\d ms over {transport}://127", words.out)
         assert "3 sent, 3 answered, min/avg/max" in words.out
-        told = rf"{transport}://127\.0\.0\.1:\d+: rtt \d+\.\d\d ms, MTU \d+ bytes, loss 0\.0 %, window [\d.]+ [KM]iB"
+        told = rf"{transport}://127\.0\.0\.1:\d+: rtt \d+\.\d\d ms, MTU \d+ bytes, loss [\d.]+ %, window [\d.]+ [KM]iB"
         assert re.search(told, words.out)
         assert receiver.process.poll() is None
 

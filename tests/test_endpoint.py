@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from overlay import (
     Ticket,
     WrongIdentity,
 )
+from overlay import dialler as dialler_module
 from overlay import endpoint as endpoint_module
 from overlay.protocol.codes import CloseCode, StreamCode
 from overlay.protocol.frames import MINIMUM_STREAMS, MINIMUM_WINDOW
@@ -148,10 +150,12 @@ async def test_somebody_else_answers() -> None:
 async def test_we_reach_ourselves(transport: str) -> None:
     config = Config(listen=LOOPBACK, transports=(transport,))
     async with Endpoint(Identity.generate(), config) as endpoint:
-        for key in (endpoint.peer_id, Identity.generate().peer_id):
-            with pytest.raises(DialError) as caught:
-                await endpoint.connect(Ticket(key, ticket(endpoint, transport).addresses))
-            assert [type(one.cause) for one in caught.value.attempts] == [SelfDial]
+        addresses = ticket(endpoint, transport).addresses
+        with pytest.raises(DialError) as caught:
+            await endpoint.connect(Ticket(Identity.generate().peer_id, addresses))
+        assert [type(one.cause) for one in caught.value.attempts] == [SelfDial]
+        with pytest.raises(DialError, match="other than our own"):
+            await endpoint.connect(Ticket(endpoint.peer_id, addresses))
         await nothing_is_left(endpoint)
 
 
@@ -252,11 +256,49 @@ async def test_names_are_resolved() -> None:
 
 
 async def test_a_name_that_does_not_exist() -> None:
+    """It is an attempt like any other, and its reason is the resolver's own word."""
     async with Endpoint(Identity.generate(), SOCKETS) as client:
         target = Ticket(Identity.generate().peer_id, (Address("tcp", "nobody.invalid", 1),))
         with pytest.raises(DialError) as caught:
             await client.connect(target)
-        assert [one.stage for one in caught.value.attempts] == ["resolve"]
+        [attempt] = caught.value.attempts
+        assert (attempt.address, attempt.stage) == ("tcp://nobody.invalid:1", "resolve")
+        assert isinstance(attempt.cause, socket.gaierror)
+        assert str(attempt.cause) in str(caught.value)
+        await nothing_is_left(client)
+
+
+async def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its own deadline, long before the dial's; and the loop goes on meanwhile, as it hangs in another thread."""
+    monkeypatch.setattr(dialler_module, "RESOLVE_TIMEOUT", 0.05)
+    reached, go = threading.Event(), threading.Event()
+    threads: list[int] = []
+
+    def hang(host: str, *_: object, **__: object) -> list[object]:
+        assert host == "slow.example"
+        threads.append(threading.get_ident())
+        reached.set()
+        assert go.wait(60)
+        return []
+
+    async with Endpoint(Identity.generate(), SOCKETS) as client:
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        try:
+            target = Ticket(Identity.generate().peer_id, (Address("tcp", "slow.example", 1),))
+            async with asyncio.timeout(30):
+                with pytest.raises(DialError) as caught:
+                    await client.connect(target, timeout=300)
+            # All this went by, on the loop, while it hung.
+            assert reached.is_set()
+            assert not go.is_set()
+        finally:
+            go.set()
+        [attempt] = caught.value.attempts
+        assert (attempt.address, attempt.stage) == ("tcp://slow.example:1", "resolve")
+        assert isinstance(attempt.cause, TimeoutError)
+        assert threads
+        assert threading.get_ident() not in threads
+        await nothing_is_left(client)
 
 
 async def test_ipv6_works_alike() -> None:
@@ -295,7 +337,7 @@ async def test_events_are_told_in_order() -> None:
             told.append(await anext(events))
         kinds = [type(event) for event in told]
         assert sorted(map(str, kinds[:2])) == sorted(map(str, [PeerConnected, PathChanged]))
-        assert kinds[2:] == [PathLost, PathChanged, PeerDisconnected]
+        assert kinds[2:] == [PathLost, PathChanged, PathLost, PeerDisconnected]
         assert isinstance(told[-1].reason, SessionClosed)
         assert all(event.peer_id == server.peer_id for event in told)
         await events.aclose()
@@ -484,7 +526,7 @@ async def test_strangers_do_not_displace_the_addresses_of_those_we_dialled() -> 
                 async with stranger.connect(server.ticket):
                     pass
                 await until(lambda: not server._peers)
-        assert (len(server._known), len(server._met)) == (1, 1)
+        assert server.book.is_known(friend.peer_id)
         async with server.connect(friend.peer_id) as session:
             assert session.peer_id == friend.peer_id
 

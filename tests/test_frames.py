@@ -43,12 +43,13 @@ from overlay.protocol.frames import (
     varint,
 )
 
-HELLO = Hello(0x0102030405060708, 0x1112131415161718, 0x2122232425262728, 120_000, 3, 0, 16, 4096)
+HELLO = Hello(0x0102030405060708, 0x1112131415161718, 0x3132333435363738, 0x2122232425262728, 120_000, 3, 0, 16, 4096)
 ACCEPT = Accept(0x0102030405060708, 0x1112131415161718, 0x2122232425262728, 120_000, 0, 100, 65_536)
 NAMES = "0102030405060708" + "1112131415161718" + "2122232425262728"
+FOUR_NAMES = NAMES[:32] + "3132333435363738" + NAMES[32:]
 
 GOLDEN: list[tuple[Control, str]] = [
-    (HELLO, "0021" + NAMES + "8001d4c0" + "03" + "00" + "10" + "5000"),
+    (HELLO, "0029" + FOUR_NAMES + "8001d4c0" + "03" + "00" + "10" + "5000"),
     (ACCEPT, "0223" + NAMES + "8001d4c0" + "00" + "4064" + "80010000"),
     (Window(4, 1000, 5096), "0405" + "04" + "43e8" + "53e8"),
     (Streams(32), "0601" + "20"),
@@ -78,7 +79,8 @@ names = st.integers(1, 2**64 - 1)
 nonces = st.integers(0, 2**64 - 1)
 grants = (st.integers(MINIMUM_STREAMS, VARINT_MAX), st.integers(MINIMUM_WINDOW, VARINT_MAX))
 frames: st.SearchStrategy[Control] = st.one_of(
-    st.builds(Hello, names, names, nonces, integers, integers, integers, *grants),
+    st.builds(Hello, names, names, names, names, integers, integers, integers, *grants),
+    st.builds(Hello, names, names, st.just(0), st.just(0), integers, integers, integers, *grants),
     st.builds(Accept, names, names, nonces, integers, integers, *grants),
     st.builds(Window, integers, integers, integers),
     st.builds(Streams, integers),
@@ -182,10 +184,12 @@ def test_opening_refuses_names_that_do_not_fit(name: str) -> None:
         "0e0140",  # GONE whose integer goes on behind its end
         "1800",  # CLOSE without a code
         "0001ff",  # HELLO cut short
-        "0021" + "00" * 8 + NAMES[16:] + "8001d4c00300105000",  # HELLO without a process
-        "0021" + NAMES[:16] + "00" * 8 + NAMES[32:] + "8001d4c00300105000",  # HELLO without an incarnation
-        "0021" + NAMES + "8001d4c003000f5000",  # HELLO that grants 15 streams
-        "0021" + NAMES + "8001d4c00300104fff",  # HELLO that grants 4095 bytes
+        "0029" + "00" * 8 + FOUR_NAMES[16:] + "8001d4c00300105000",  # HELLO without a process
+        "0029" + NAMES[:16] + "00" * 8 + FOUR_NAMES[32:] + "8001d4c00300105000",  # HELLO without an incarnation
+        "0029" + NAMES[:32] + "00" * 8 + NAMES[32:] + "8001d4c00300105000",  # HELLO that knows only our incarnation
+        "0029" + FOUR_NAMES[:48] + "00" * 8 + "8001d4c00300105000",  # HELLO that knows only our process
+        "0029" + FOUR_NAMES + "8001d4c003000f5000",  # HELLO that grants 15 streams
+        "0029" + FOUR_NAMES + "8001d4c00300104fff",  # HELLO that grants 4095 bytes
         "1a00",  # STREAM without a header
         "1a0100",  # STREAM without an offset
         "1a014000",  # STREAM whose id goes on behind its end
@@ -314,4 +318,4 @@ def test_number_that_does_not_fit_is_an_error_at_our_side() -> None:
     with pytest.raises(ValueError, match="62 bits"):
         encode(Streams(2**62))
     with pytest.raises((OverflowError, struct.error)):
-        encode(Hello(2**64, 1, 1, 0, 0))
+        encode(Hello(2**64, 1, 1, 1, 0, 0))

@@ -65,6 +65,19 @@ def test_progress_puts_suspicion_off() -> None:
     assert watched.run(10.0) == []
 
 
+def test_a_connection_without_our_address_is_suspect_at_once_and_may_live_again() -> None:
+    watched = Watched()
+    watched.hear(2.0)
+    watched.liveness.outstanding(True, 2.1)
+    watched.liveness.strand(2.1)
+    assert watched.run(2.1) == [(2.1, Verdict.SUSPECT)]
+    watched.liveness.strand(2.2)
+    assert watched.run(10.0) == []
+    assert watched.liveness.suspect
+    watched.hear(10.1)
+    assert watched.run(10.3) == [(10.2, Verdict.RECOVERED)]
+
+
 @pytest.mark.parametrize("probe_timeout", [0.1, None])
 def test_each_false_alarm_doubles_the_patience_up_to_a_bound(probe_timeout: float | None) -> None:
     watched = Watched(probe_timeout)

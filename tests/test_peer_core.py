@@ -6,13 +6,11 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import HEADER, Half, Made, Wire, World
+from pairs import HEADER, Wire, World, attached, codes, endings, finish_all, talk
 
 from overlay.protocol.actions import (
     Answered,
     Attached,
-    CloseConnection,
-    Ended,
     Ending,
     Lingering,
     PeerSettings,
@@ -37,37 +35,6 @@ from overlay.protocol.frames import (
 from overlay.protocol.links import HELD_BYTES, MAY_COME, Link, Phase, SessionState
 from overlay.protocol.liveness import Progress
 from overlay.protocol.stream import StreamCore
-
-
-def endings(world: World, side: int) -> list[Ending]:
-    return [action.why for action in world.sides[side].log if isinstance(action, Ended)]
-
-
-def codes(world: World, side: int) -> list[CloseCode]:
-    """With which codes that side has closed connections."""
-    return [action.code for action in world.sides[side].log if isinstance(action, CloseConnection)]
-
-
-def attached(world: World) -> tuple[list[int], list[int]]:
-    return world.sides[0].core.attached, world.sides[1].core.attached
-
-
-def talk(world: World) -> tuple[Half, Half]:
-    """A stream of side 0 on which 1,000 bytes have been read by side 1."""
-    half = world.open(0)
-    assert half is not None
-    world.write(0, half, 1000)
-    world.settle()
-    other = world.sides[1].halves[-1]
-    assert len(world.read(1, other, 5000)) == 1000
-    world.settle()
-    return half, other
-
-
-def finish_all(world: World) -> None:
-    world.drain()
-    world.check()
-    world.check_end()
 
 
 def test_dial_attaches_both_sides_to_one_session() -> None:
@@ -105,148 +72,19 @@ def test_resume_time_is_the_smaller_of_both_and_ends_the_session() -> None:
     assert world.sides[0].core.idle
 
 
-def test_one_has_given_up_and_the_other_lingers() -> None:
+def test_in_another_network_all_are_asked_and_those_without_an_address_are_left_at_once() -> None:
     world = World()
-    wire = world.connect()
-    half, _ = talk(world)
-    world.cut(wire)
-    world.sides[1].core.close_session(world.session(1), world.now)
-    world.pump(1)
-    world.connect(0)
-    assert endings(world, 0) == [Ending.GONE]
-    assert codes(world, 1)[-1] is CloseCode.SESSION_GONE
-    assert half.core.removed
-    world.connect(0)
-    talk(world)
-    finish_all(world)
-
-
-def test_one_has_given_up_and_dials_the_one_that_lingers() -> None:
-    world = World()
-    wire = world.connect()
-    talk(world)
-    world.cut(wire)
-    world.sides[1].core.close_session(world.session(1), world.now)
-    world.pump(1)
-    world.connect(1)
-    assert endings(world, 0) == [Ending.GONE]
-    talk(world)
-    finish_all(world)
-
-
-def test_restart_is_noticed_at_once_when_the_old_connections_are_gone() -> None:
-    world = World()
-    wire = world.connect()
-    half, _ = talk(world)
-    world.restart(1)
-    world.notice(wire, 0)
-    wire.open[0] = False
-    world.sides[0].core.connection_lost(wire.id, world.now, by_peer=False)
+    old, other = world.connect(0, "quic"), world.connect(0, "tcp")
+    core = world.sides[0].core
+    assert core.selected == old.id
+    core.check(world.now, {old.id})
+    asked = [core._links.all[one.id].pings for one in (old, other)]
+    assert all(asked)
     world.pump(0)
-    world.connect(1)
-    assert endings(world, 0) == [Ending.RESTARTED]
-    assert half.core.removed
-    talk(world)
-    finish_all(world)
-
-
-def test_restart_is_noticed_after_a_while_when_the_old_connections_are_silent() -> None:
-    world = World()
-    old = world.connect()
-    talk(world)
-    world.restart(1)
-    old.open[0] = True
-    world.connect(1)
-    assert not endings(world, 0)
-    world.tick(0.9)
-    assert not endings(world, 0)
-    world.tick(0.2)
-    assert endings(world, 0) == [Ending.RESTARTED]
+    assert world.sides[0].seen(Suspected) == [Suspected(old.id)]
+    assert core.selected == other.id
     world.settle()
-    talk(world)
-
-
-def test_two_living_processes_with_one_key_the_newcomer_is_refused() -> None:
-    world = World()
-    old = world.connect()
-    half, other = talk(world)
-    incumbent = world.sides[1]
-    world.restart(1)
-    newcomer = world.sides[1]
-    old.lost, old.open[0], old.frozen = False, True, True
-    wire = world.dial(1)
-    for _ in range(3):
-        world.settle()
-        # Frames on the old wire belong to the process that is still there.
-        world.sides[1], old.open[1] = incumbent, True
-        world.pump(1)
-        while old.queues[1]:
-            world.deliver(old, 1)
-        world.sides[1], old.open[1] = newcomer, False
-        while old.queues[0]:
-            world.deliver(old, 0)
-    assert codes(world, 0) == [CloseCode.DUPLICATE_IDENTITY]
-    assert not wire.open[1]
-    assert not endings(world, 0)
-    assert world.sides[0].core.attached == [old.id]
-    assert not half.core.removed
-    assert not other.core.removed
-
-
-def late_hello(world: World) -> Wire:
-    """A connection of side 1's process that dies before its HELLO has arrived."""
-    wire = world.dial(1, "tcp")
-    assert isinstance(wire.queues[0][0], Made)
-    queue = list(wire.queues[0])
-    world.restart(1)
-    wire.queues[0][:] = queue
-    wire.open[0] = True
-    return wire
-
-
-def test_late_hello_of_a_dead_process_does_not_replace_the_new_session() -> None:
-    world = World()
-    ghost = late_hello(world)
-    ghost.frozen = True
-    world.connect(1)
-    session = world.session(0)
-    half, _ = talk(world)
-    ghost.frozen = False
-    world.settle()
-    assert world.sides[0].core._links.all[ghost.id].phase is Phase.CHALLENGED
-    world.tick(25)
-    world.settle()
-    assert codes(world, 0) == [CloseCode.HANDSHAKE_TIMEOUT]
-    assert world.session(0) is session
-    assert not half.core.removed
-
-
-def test_late_hello_that_comes_first_gives_way_to_the_living() -> None:
-    world = World()
-    ghost = late_hello(world)
-    while ghost.queues[0]:
-        world.deliver(ghost, 0)
-    assert world.sides[0].core.attached == [ghost.id]
-    world.connect(1)
-    world.tick(1.1)
-    world.settle()
-    assert endings(world, 0) == [Ending.RESTARTED]
-    talk(world)
-    assert world.sides[0].core.session is not None
-
-
-def test_late_hello_during_our_own_dial_gives_way_to_the_accept() -> None:
-    world = World()
-    ghost = late_hello(world)
-    world.dial(0)
-    half = world.open(0)
-    assert half is not None
-    while ghost.queues[0]:
-        world.deliver(ghost, 0)
-    world.write(0, half, 500)
-    world.settle()
-    assert endings(world, 0) in ([], [Ending.RESTARTED])
-    talk(world)
+    assert not any(asked)
 
 
 def test_last_acknowledgement_lost_with_its_connection() -> None:
@@ -307,7 +145,7 @@ def test_simultaneous_dial_ends_with_one_connection_and_both_streams(order: list
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
-        (Hello(1, 2, 0, 0, 1), CloseCode.STATE_ERROR),
+        (Hello(1, 2, 0, 0, 0, 1), CloseCode.STATE_ERROR),
         (Accept(1, 2, 3, 0), CloseCode.STATE_ERROR),
         (Window(0, 10**6, 0), CloseCode.FLOW_CONTROL_ERROR),
     ],

@@ -206,7 +206,7 @@ VIOLATIONS: list[tuple[str, Callable[[Session], bytes], CloseCode]] = [
         lambda session: encode(Window(0, 10**9, 10**9)),
         CloseCode.FLOW_CONTROL_ERROR,
     ),
-    ("a second HELLO", lambda session: encode(Hello(1, 2, 0, 0, 1)), CloseCode.STATE_ERROR),
+    ("a second HELLO", lambda session: encode(Hello(1, 2, 0, 0, 0, 1)), CloseCode.STATE_ERROR),
 ]
 
 

@@ -25,6 +25,7 @@ class Relay:
         self.resets = 0
         self.cuts = 0
         self._target = ("127.0.0.1", target)
+        self._source: tuple[str, int] | None = None
         self._udp: asyncio.DatagramTransport | None = None
         self._clients: dict[tuple[str, int], asyncio.DatagramTransport] = {}
         self._server: asyncio.Server | None = None
@@ -49,12 +50,13 @@ class Relay:
     ) -> None:
         assert self._udp is not None and self._server is not None
         self._server.close()
+        # Before the tasks: a datagram that came meanwhile would open another socket.
+        self._udp.close()
         self.reset_tcp()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._udp.close()
         for client in self._clients.values():
             client.close()
         await self._server.wait_closed()
@@ -68,8 +70,13 @@ class Relay:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
-    def rebind_udp(self) -> None:
-        """Forward the datagrams of all clients from new ports, as a NAT does that has forgotten them."""
+    def rebind_udp(self, host: str | None = None) -> None:
+        """Forward the datagrams of all clients from new ports, as a NAT does that has forgotten them.
+
+        Args:
+            host: from this address of the machine's, as if the clients had moved; None: as before.
+        """
+        self._source = self._source if host is None else (host, 0)
         for client in self._clients.values():
             client.close()
         self._clients.clear()
@@ -110,7 +117,9 @@ class Relay:
         client = self._clients.get(address)
         if client is None:
             loop = asyncio.get_running_loop()
-            made, _ = await loop.create_datagram_endpoint(lambda: _Back(self, address), remote_addr=self._target)
+            made, _ = await loop.create_datagram_endpoint(
+                lambda: _Back(self, address), local_addr=self._source, remote_addr=self._target
+            )
             client = self._clients.setdefault(address, made)
             if client is not made:
                 # The client's next datagram came meanwhile.

@@ -12,12 +12,28 @@ import typer
 from overlay import __version__
 from overlay.addresses import Ticket
 from overlay.cli.demo import MIN_SIZE, DemoOptions, demo
+from overlay.cli.options import (
+    IdentityFile,
+    Json,
+    Listen,
+    Resume,
+    TicketText,
+    Timeout,
+    Transports,
+    default_identity,
+    fresh_identity,
+    make_config,
+)
 from overlay.cli.output import ExitCode, UsageError, emit, exit_code, fail, out, parse_size, size_text
+from overlay.cli.peers import app as peers_app
 from overlay.cli.ping import PingOptions, ping
 from overlay.cli.receive import ReceiveOptions, receive
+from overlay.cli.run import EPILOG as RUN_EPILOG
+from overlay.cli.run import run_
 from overlay.cli.running import run
 from overlay.cli.send import SendOptions, send
 from overlay.cli.sources import items
+from overlay.cli.warnings import show_warnings
 from overlay.config import Config
 from overlay.errors import OverlayError
 from overlay.identity import Identity, PeerId
@@ -34,27 +50,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-IdentityFile = Annotated[Path | None, typer.Option("--identity", metavar="FILE", help="The file of our key.")]
-Transports = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--transport", metavar="NAME", help="Use only this: quic, udp or tcp. Repeatable, the preferred one first."
-    ),
-]
-Listen = Annotated[
-    list[str] | None,
-    typer.Option("--listen", metavar="HOST:PORT", help="Bind this, UDP and TCP alike; port 0: a free one. Repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-TicketText = Annotated[str, typer.Argument(metavar="TICKET", help="What `overlay receive` has printed.")]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="For connecting.")]
-Resume = Annotated[
-    float,
-    typer.Option(
-        "--resume-timeout", metavar="SECONDS", min=0.0, help="How long to wait for a new path when all are lost."
-    ),
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +86,7 @@ def _print_version(value: bool) -> None:
 @app.callback(epilog=EXIT_CODES)
 def overlay(
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Log to standard error; twice: more.")
+        int, typer.Option("-v", "--verbose", count=True, help="Log to standard error, not warnings alone; twice: more.")
     ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -102,6 +97,8 @@ def overlay(
     On one machine: `overlay receive`. It prints a ticket. On the other one: `overlay send FILE TICKET`.
 
     To see it survive the loss of UDP, on this machine alone: `overlay demo`.
+
+    To be there for peers all the time: `overlay run`, and `overlay peers` to see and change whom it talks to.
     """
     del version
     logger = logging.getLogger("overlay")
@@ -109,9 +106,7 @@ def overlay(
         logging.basicConfig(format="%(relativeCreated)7d %(levelname)s %(message)s")
         logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
     else:
-        # What the user has to know is said by the commands.
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = False
+        show_warnings(logger)
 
 
 @app.command("id", epilog="Example: `overlay id --identity work.pem`")
@@ -157,7 +152,7 @@ def receive_(
     options = ReceiveOptions(
         directory=directory,
         identity=Identity.load_or_create(identity or default_identity()),
-        config=_config(listen, transport, accept=peers.__contains__ if peers else None, resume_timeout=resume_timeout),
+        config=make_config(listen, transport, accept=peers or "all", resume_timeout=resume_timeout),
         max_size=max_size,
         once=once,
         json=json,
@@ -200,7 +195,7 @@ def send_(
     options = SendOptions(
         items=items(files, name),
         ticket=target,
-        identity=_fresh(identity),
+        identity=fresh_identity(identity),
         config=config,
         limit_rate=limit_rate,
         json=json,
@@ -228,7 +223,7 @@ def ping_(
     config = _dialling(target, listen, transport, timeout, resume_timeout)
     options = PingOptions(
         ticket=target,
-        identity=_fresh(identity),
+        identity=fresh_identity(identity),
         config=config,
         count=count,
         interval=interval,
@@ -236,6 +231,10 @@ def ping_(
         json=json,
     )
     raise typer.Exit(run(ping(options), document=json))
+
+
+app.command("run", epilog=RUN_EPILOG)(run_)
+app.add_typer(peers_app, name="peers")
 
 
 @app.command("demo", epilog="Example: `overlay demo --size 256M --rate 32M`")
@@ -252,36 +251,13 @@ def demo_(
     """
     if size < MIN_SIZE:
         raise UsageError(f"--size is at least {size_text(MIN_SIZE)}, or there is no middle in which to drop UDP")
-    raise typer.Exit(run(demo(DemoOptions(identity=_fresh(identity), size=size, rate=rate, json=json)), document=json))
-
-
-def default_identity() -> Path:
-    """The file of our key where `--identity` names none (XDG Base Directory Specification)."""
-    data = os.environ.get("XDG_DATA_HOME", "")
-    # "All paths must be absolute. If an implementation encounters a relative path it should ignore it."
-    base = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
-    return base / "overlay" / "identity.pem"
-
-
-def _fresh(identity: Path | None) -> Identity:
-    return Identity.generate() if identity is None else Identity.load_or_create(identity)
+    raise typer.Exit(
+        run(demo(DemoOptions(identity=fresh_identity(identity), size=size, rate=rate, json=json)), document=json)
+    )
 
 
 def _dialling(
     target: Ticket, listen: list[str] | None, transports: list[str] | None, timeout: float, resume_timeout: float
 ) -> Config:
     """Settings of a command that dials: it has nothing to say to anybody but the ticket's key."""
-    return _config(
-        listen, transports, accept=target.peer_id.__eq__, dial_timeout=timeout, resume_timeout=resume_timeout
-    )
-
-
-def _config(listen: list[str] | None, transports: list[str] | None, **settings: Any) -> Config:
-    if transports:
-        unknown = set(transports) - {"quic", "udp", "tcp"}
-        if unknown:
-            raise UsageError(f"--transport is quic, udp or tcp, not {', '.join(sorted(unknown))}")
-        settings["transports"] = tuple(dict.fromkeys(transports))
-    if listen:
-        settings["listen"] = tuple(listen)
-    return Config(**settings)
+    return make_config(listen, transports, accept={target.peer_id}, dial_timeout=timeout, resume_timeout=resume_timeout)

@@ -107,7 +107,7 @@ async def _transfer(
     digest: str,
 ) -> Result:
     item = Item(str(directory / FILE_NAME), FILE_NAME)
-    config = Config(listen=(LISTEN,), accept=ticket.peer_id.__eq__)
+    config = Config(listen=(LISTEN,), accept={ticket.peer_id})
     async with Endpoint(options.identity, config) as endpoint, endpoint.connect(ticket) as session:
         weather = Weather(endpoint, session, options.size, options.rate)
         notes = None if options.json else console

@@ -1,8 +1,12 @@
 """From a command to the event loop: the loop, signals, errors, the exit code."""
 
 import asyncio
+import errno
 import logging
+import os
+import select
 import signal
+import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -19,6 +23,8 @@ else:
     new_event_loop = uvloop.new_event_loop
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+READER_SECONDS: Final = 1.0
+"""From one look at whether somebody still reads our output to the next one."""
 
 
 def run(work: Coroutine[Any, Any, int], *, document: bool = False) -> int:
@@ -60,6 +66,33 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         error = None if task.cancelled() else task.exception()
     if error is not None:
         raise error
+
+
+async def while_read(work: Coroutine[Any, Any, None]) -> None:
+    """Do some work for whoever reads our standard output: to its end, or until the reader has gone.
+
+    A write would tell, but a command that only waits for something to happen may not write for hours.
+
+    Raises:
+        BrokenPipeError: the reader has gone.
+    """
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=READER_SECONDS))[0]:
+            if _reader_has_gone():
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    task.result()
+
+
+def _reader_has_gone() -> bool:
+    # Not the loop's add_reader, which refuses files, and takes what somebody types for news.
+    poll = select.poll()
+    # Nothing is asked for: errors and hang-ups are always reported, and a regular file has neither.
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 async def _interruptible(work: Coroutine[Any, Any, int]) -> int:

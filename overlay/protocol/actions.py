@@ -25,8 +25,6 @@ class Attached:
 
     connection: int
     session: SessionState
-    first: bool
-    """It is the session's first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class CloseCode(IntEnum):
     """No acceptable, proven Ed25519 certificate."""
     HANDSHAKE_TIMEOUT = 0x16
     """The handshake, or the HELLO after it, did not come in time."""
+    RESTARTED = 0x17
+    """The HELLO named a session of a process that was here before this one: nothing is left of it."""
     FRAME_ERROR = 0x20
     """A frame that cannot be parsed, or an unknown mandatory one."""
     STATE_ERROR = 0x21

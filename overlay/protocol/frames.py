@@ -16,8 +16,8 @@ each direction; STREAM and DATAGRAM are replaced by QUIC's own streams (runs, se
 CLOSE by QUIC's CONNECTION_CLOSE.
 
     type  name        body
-    0x00  HELLO       process (8 bytes) | mine (8 bytes) | yours (8 bytes, 0 = unknown) | linger (i, ms)
-                      | dial (i) | features (i) | streams (i) | window (i)          first frame of the dialler
+    0x00  HELLO       process (8 bytes) | mine (8 bytes) | your process, yours (8 bytes each, 0 = unknown)
+                      | linger (i, ms) | dial (i) | features (i) | streams (i) | window (i)      of the dialler, first
     0x02  ACCEPT      process (8 bytes) | mine (8 bytes) | yours (8 bytes) | linger (i, ms)
                       | features (i) | streams (i) | window (i)                     answer of the acceptor
     0x04  WINDOW      stream (i) | received (i) | limit (i)       acknowledgement and credit in one
@@ -146,6 +146,8 @@ class Hello:
     """Random, drawn once per start of the process: tells a restart from a second session."""
     mine: int
     """Incarnation of the sender's session."""
+    your_process: int
+    """The receiver's process, as the sender knows it from that session: another one has never heard of the session."""
     yours: int
     """Incarnation of the receiver's session as the sender knows it; 0 when it knows none."""
     linger: int
@@ -158,7 +160,7 @@ class Hello:
 
     def body(self) -> bytes:
         """The encoded body."""
-        return struct.pack("!QQQ", self.process, self.mine, self.yours) + b"".join(
+        return struct.pack("!QQQQ", self.process, self.mine, self.your_process, self.yours) + b"".join(
             map(varint, (self.linger, self.dial, self.features, self.streams, self.window))
         )
 
@@ -477,9 +479,11 @@ def _integers(body: bytes, start: int, count: int) -> tuple[list[int], int]:
 
 
 def _hello(body: bytes) -> tuple[Control, int]:
-    values, end = _integers(body, 24, 5)
-    hello = Hello(*struct.unpack_from("!QQQ", body), *values)
+    values, end = _integers(body, 32, 5)
+    hello = Hello(*struct.unpack_from("!QQQQ", body), *values)
     _check_identity(hello)
+    if bool(hello.yours) is not bool(hello.your_process):
+        raise ProtocolViolation(CloseCode.FRAME_ERROR, "HELLO that knows our incarnation or our process, not both")
     return hello, end
 
 

@@ -205,13 +205,6 @@ class Links:
         """Those that carry the session, draining ones too."""
         return [link for link in self.all.values() if link.phase in ACTIVE and link.session is session]
 
-    def challenged_by_another(self, session: SessionState) -> bool:
-        """Whether one that waits for the verdict has another process's name than the session's other end."""
-        return any(
-            one.phase is Phase.CHALLENGED and one.proven and one.hello and one.hello.process != session.process
-            for one in self.all.values()
-        )
-
     def answering(self, session: SessionState) -> bool:
         """Whether the other end of the session has shown itself on one of them, and is not silent."""
         return any(link.synced and not link.suspect for link in self.carrying(session))

@@ -75,6 +75,7 @@ class Liveness:
         self._sent_at = 0.0
         self._false_alarms = 0
         self._excused = False
+        self._stranded = False
         self._suspected_at = 0.0
         self._received = 0
         self._idle: float | None = None
@@ -113,8 +114,17 @@ class Liveness:
         self._false_alarms = min(self._false_alarms + 1, MAX_FALSE_ALARMS)
         return True
 
+    def strand(self, now: float) -> None:
+        """Our address on it is gone: `check`, due now, suspects it. It may live again, as after any silence."""
+        self._stranded = True
+        self._check_at = now
+
     def check(self, now: float) -> Verdict:
         """Judge at `now`; call it when `next_timeout` has come."""
+        if self._stranded:
+            self._stranded = False
+            if not self.suspect:
+                return self._suspect(now)
         lag = now - self._check_at
         if lag < 0:
             return Verdict.FINE
@@ -158,6 +168,9 @@ class Liveness:
         if self._idle is not None:
             self._keepalive.failed(self._idle, now)
             self._idle = None
+        return self._suspect(now)
+
+    def _suspect(self, now: float) -> Verdict:
         self.suspect = True
         self._suspected_at = now
         self._check_at = now + RECHECK

@@ -11,7 +11,7 @@ Feed it with `connection_made`, `receive`, `connection_lost`, `handle_timeout`; 
 `frames_to_send` of each connection, and of the selected one the session's frames and bytes too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from overlay.protocol.actions import (
     Action,
@@ -42,7 +42,7 @@ from overlay.protocol.frames import (
     Window,
     encode,
 )
-from overlay.protocol.judgement import Judgement, accept_for, hello_for, judge
+from overlay.protocol.judgement import UNKNOWN, Judgement, accept_for, hello_for, judge
 from overlay.protocol.keepalive import Keepalive
 from overlay.protocol.links import ACTIVE, DRAIN_TIMEOUT, VERDICT_TIMEOUT, Link, Links, Phase, SessionState
 from overlay.protocol.liveness import Liveness, Progress, Verdict
@@ -140,6 +140,15 @@ class PeerCore:
             return None
         return link.ping(self._random(), now)
 
+    def check(self, now: float, stranded: Container[int] = ()) -> None:
+        """In another network: ask on every connection whether it works; those in `stranded` are suspect at once."""
+        self._keepalives.clear()
+        for link in self._links.carrying(self.session):
+            link.ping(self._random(), now)
+            if link.id in stranded and link.liveness is not None:
+                link.liveness.strand(now)
+                self._check(link, now)
+
     # ---------------------------------------------------------------- inputs
 
     def connection_made(
@@ -164,8 +173,7 @@ class PeerCore:
             if self._links.crowded:
                 self._close(link, CloseCode.BUSY, "too many connections", now)
             return
-        session = self.session
-        if session is None:
+        if (session := self.session) is None:
             self._close(link, CloseCode.LOST_RACE, "the session that it was dialled for is over", now)
             return
         self._dials += 1
@@ -228,8 +236,8 @@ class PeerCore:
         self._leave(link, session, now)
         if not by_peer or not session.connected or self._links.answering(session):
             return
-        if code == CloseCode.SESSION_GONE:
-            why = Ending.RESTARTED if self._links.challenged_by_another(session) else Ending.GONE
+        if code in {CloseCode.SESSION_GONE, CloseCode.RESTARTED}:
+            why = Ending.RESTARTED if code == CloseCode.RESTARTED else Ending.GONE
             self._end(why, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
         elif code in {CloseCode.DUPLICATE_IDENTITY, CloseCode.REFUSED} and was is Phase.AWAIT_ACCEPT:
             self._end(Ending.REFUSED, now, close=CloseCode.SESSION_GONE, code=code, reason=reason)
@@ -243,8 +251,7 @@ class PeerCore:
                 self._check(link, now)
         if self._draining:
             self._settle(now)
-        session = self.session
-        if session is not None:
+        if (session := self.session) is not None:
             session.core.handle_timeout(now)
             if session.linger_until is not None and now >= session.linger_until:
                 self._end(Ending.EXPIRED, now, close=CloseCode.SESSION_GONE)
@@ -357,9 +364,9 @@ class PeerCore:
         """Do with it as its HELLO deserves."""
         hello, session = link.hello, self.session
         assert hello is not None  # noqa: S101 - only judged with a HELLO
-        match judge(hello, session, proven=link.proven, attached=bool(self.attached)):
-            case Judgement.GONE:
-                self._close(link, CloseCode.SESSION_GONE, "that session is not known here", now)
+        match judge(hello, session, process=self._process, proven=link.proven, attached=bool(self.attached)):
+            case Judgement.GONE | Judgement.STALE as verdict:
+                self._close(link, UNKNOWN[verdict], verdict.value, now)
             case Judgement.NEW:
                 self._begin_with(link, now)
             case Judgement.SAME:
@@ -428,7 +435,6 @@ class PeerCore:
         self._attach(link, session, now)
 
     def _attach(self, link: Link, session: SessionState, now: float) -> None:
-        first = not session.connected
         session.connected = True
         session.linger_until = None
         link.phase = Phase.ATTACHED
@@ -438,7 +444,7 @@ class PeerCore:
         link.frames += session.core.report()
         link.frames.append(encode(Sync()))
         session.core.repeat_state()
-        self._actions.append(Attached(link.id, session, first))
+        self._actions.append(Attached(link.id, session))
         self._links.reselect(self.session)
         for one in self._links.surplus(session):
             self._drain(one, now)
@@ -570,11 +576,10 @@ class PeerCore:
             self._replace(link, Ending.RESTARTED, now)
         elif link.phase is Phase.CHALLENGED:
             self._judge(link, now)
+        elif link.phase is Phase.DRAINING and link.retire_sent:
+            self._close(link, CloseCode.RETIRED, "", now)
         elif link.phase is Phase.DRAINING:
-            if link.retire_sent:
-                self._close(link, CloseCode.RETIRED, "", now)
-            else:
-                self._drained(link, now)
+            self._drained(link, now)
 
     def _check(self, link: Link, now: float) -> None:
         assert link.liveness is not None  # noqa: S101 - only called with one

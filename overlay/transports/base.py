@@ -13,7 +13,7 @@ A connection comes to life only when the peer has proven its key, so none of its
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol
@@ -183,6 +183,17 @@ class Connection(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Send what is queued."""
+
+    def network_changed(self, lost: Container[str]) -> bool:
+        """This machine has other addresses or routes than before: move to them, if the transport can.
+
+        Args:
+            lost: addresses that were ours and are gone, as in `Address.host`.
+
+        Returns:
+            Whether it may still work; False when it is tied to an address that is gone, unless that comes back.
+        """
+        return self.local is None or self.local.host not in lost
 
     @abstractmethod
     def close(self, code: CloseCode, reason: str = "") -> None:

@@ -11,6 +11,7 @@ once. QUIC and raw UDP each say how that is done with their core; what must not 
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Container
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from overlay.addresses import Address
@@ -80,6 +81,14 @@ class PacketDriver(ABC, Generic[AnyLink]):
         """Our own address on this connection, if known."""
         address = self._udp.local_address(self._local, self.remote)
         return None if address is None else address.with_transport(self.transport)
+
+    def leave(self, lost: Container[str]) -> bool:
+        """Whether our packets have left from one of these addresses, which are gone; now the routes say from where."""
+        local = self.local_address()
+        if self._local is None or local is None or local.host not in lost:
+            return False
+        self._local = None
+        return True
 
     def batch_ended(self) -> None:
         """Hand over what the fed packets brought, and answer."""

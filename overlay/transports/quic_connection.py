@@ -1,6 +1,7 @@
 """A QUIC connection as the session sees it: control frames on one stream, data in runs on others (`quic_runs`)."""
 
 import asyncio
+from collections.abc import Container
 from typing import TYPE_CHECKING, Final, cast
 
 from aioquic.quic.events import (
@@ -128,6 +129,16 @@ class QuicLink(Connection):
         """Send what is queued; within a wake-up of the socket that happens once, at its end."""
         if not self._closed:
             self._driver.flush()
+
+    def network_changed(self, lost: Container[str]) -> bool:
+        """See `Connection.network_changed`: only who has dialled may move (RFC 9000 section 9)."""
+        if self.role is Role.ACCEPTOR:
+            return super().network_changed(lost)
+        if not self._closed and self._driver.leave(lost):
+            # RFC 9000 section 9.5: who watches both networks shall not know that it is the same connection.
+            self._engine.change_connection_id()
+            self.flush()
+        return True
 
     def close(self, code: CloseCode, reason: str = "") -> None:
         """Send what congestion control lets go, then CONNECTION_CLOSE with `code` and `reason`."""

@@ -6,6 +6,7 @@ kept here: a piece that has arrived is a piece that is handed over. Control fram
 
 import asyncio
 import errno
+from collections.abc import Container
 from typing import TYPE_CHECKING, Final, cast
 
 from overlay.addresses import Address
@@ -133,6 +134,13 @@ class UdpLink(Connection):
         """Send what is queued; within a wake-up of the socket that happens once, at its end."""
         if not self.is_closed:
             self._driver.flush()
+
+    def network_changed(self, lost: Container[str]) -> bool:
+        """See `Connection.network_changed`: either side may move."""
+        if not self.is_closed and self._driver.leave(lost):
+            self._core.local_address_changed(clock())
+            self.flush()
+        return True
 
     def flushed(self) -> None:
         """The driver has sent what may leave now: another turn's work can be taken."""
