@@ -233,19 +233,24 @@ def _changing() -> Iterator[Scenario]:
     for transport, firewall in (("quic", Firewall.OPEN), ("udp", QUIC_FLOWS), ("tcp", Firewall.UDP_BLOCKED)):
         over = {"wrong": _internet(firewall), "first": (transport,)}
         yield _under_way(f"the router at a restarts, over {transport}", (0.3, restart(transport)), plan=behind, **over)
+        # TCP cannot move, and who is dialled cannot migrate QUIC: there, a new path is made.
+        again: dict[str, tuple[str, ...]] = {"tcp": ("replace",)}
+        step = (0.3, readdress("near_a", "b"))
+        name = f"a itself has a new address, over {transport}"
+        yield _under_way(name, step, purposes=again.get(transport, ()), **over)
         if transport == "tcp":
+            # And b could not be found again: of who has dialled it over TCP, it does not know where they listen.
             continue
+        again = {"quic": ("inbound", "replace")}
+        step = (0.3, readdress("near_b", "a"))
+        name = f"b itself has a new address, over {transport}"
+        yield _under_way(name, step, purposes=again.get(transport, ()), **over)
         yield _under_way(
             f"a NAT forgets, and gives another port, over {transport}", (0.3, rebind), plan=remapped, **over
         )
         yield _under_way(
             f"a new WAN address at a, over {transport}", (0.3, readdress("wan_a", "b")), plan=behind, **over
         )
-        yield _under_way(f"a itself has a new address, over {transport}", (0.3, readdress("near_a", "b")), **over)
-        # Who is dialled cannot migrate QUIC: either side makes a new path.
-        purposes = ("inbound", "replace") if transport == "quic" else ()
-        step = (0.3, readdress("near_b", "a"))
-        yield _under_way(f"b itself has a new address, over {transport}", step, purposes=purposes, **over)
     for dialler in SIDES:
         yield _under_way(
             "the link at a down for 20 s", (0.3, unplug(20)), dialler=dialler, stall_at_least=15.0, seconds=120.0
