@@ -243,6 +243,15 @@ class Ticket:
         return f"{_PREFIX}{self.peer_id}@{','.join(map(str, self.addresses))}"
 
 
+def parse_target(text: str) -> Ticket | PeerId:
+    """Read whom somebody means: a ticket, or the bare key of a peer of which the addresses are known.
+
+    Raises:
+        AddressError: it is neither; names the part at fault.
+    """
+    return Ticket.parse(text) if ":" in text else PeerId.parse(text)
+
+
 def _unknown_transport() -> str:
     return "unknown transport; known are " + ", ".join(SCHEMES)
 

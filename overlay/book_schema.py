@@ -8,6 +8,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from overlay.files import sync_directory
+
 APPLICATION_ID: Final = 0x6F766C79
 """`ovly`, in the header of the file (SQLite's file format, section 1.3.13)."""
 SCHEMA_VERSION: Final = 2
@@ -80,13 +82,7 @@ def create(path: Path) -> None:
             database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     new.replace(path)
-    if os.name == "posix":
-        # Without it a power cut may take back the name.
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    sync_directory(path.parent)
 
 
 def migrate(database: sqlite3.Connection, version: int) -> None:

@@ -104,12 +104,11 @@ class Dialler:
 
     def learn(self, address: Address, source: Source) -> None:
         """An address where the peer may be; news joins a race that is on."""
-        known = self._book.candidates(self._peer.peer_id)
-        if not self._book.learn(self._peer.peer_id, address, source):
-            return
-        if self._race is not None and self._step in {"dial", "replace"}:
-            news = [one for one in self._book.candidates(self._peer.peer_id) if one not in known]
-            self._race.add(self._plan(news))
+        race = self._race if self._step in {"dial", "replace"} else None
+        known = [] if race is None else self._candidates()
+        news = self._book.learn(self._peer.peer_id, address, source)
+        if news and race is not None:
+            race.add(self._plan(one for one in self._candidates() if one not in known))
 
     def dial(self) -> None:
         """The keeper wants a dial: `Keeper.attached` or `Keeper.dial_failed` follows."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 from weakref import WeakSet
 
-from overlay.addresses import Address, Ticket
+from overlay.addresses import Address, Ticket, parse_target
 from overlay.book import Book
 from overlay.config import Config
 from overlay.dialler import Dialler
@@ -257,11 +257,7 @@ class Endpoint:
         return Connecting(self, target, timeout, early=early)
 
     async def _connect(self, target: Ticket | PeerId | str, timeout: float | None, *, early: bool) -> Session:
-        if not self._open:
-            raise EndpointClosed("enter the endpoint before connecting: async with Endpoint(...) as endpoint")
-        if isinstance(target, str):
-            target = Ticket.parse(target) if ":" in target else PeerId.parse(target)
-        peer_id, addresses = (target.peer_id, target.addresses) if isinstance(target, Ticket) else (target, ())
+        peer_id, addresses = self._whom(target)
         if self.book.is_blocked(peer_id):
             raise DialError(str(peer_id), (), "this endpoint has blocked that key")
         dialler = self._peer(peer_id).dialler
@@ -287,7 +283,13 @@ class Endpoint:
             ConfigError: the name is too long.
             SelfDial: it is our own key.
         """
-        peer_id = self._learn(target, Source.STATIC)
+        peer_id, addresses = self._whom(target)
+        if peer_id == self.peer_id:
+            raise SelfDial("that is our own key")
+        news = [self.book.learn(peer_id, address, Source.STATIC) for address in addresses]
+        if any(news):
+            # Who is kept without a known address waits for its pause otherwise.
+            self.keeper.kick(peer_id)
         self.book.say(peer_id, kept=True, blocked=False, name=name)
         if (peer := self._peers.get(peer_id)) is not None:
             peer.choose()
@@ -351,20 +353,13 @@ class Endpoint:
         found = dict.fromkeys((*self.sessions, *self.book.peers))
         return [self._status(peer_id) for peer_id in found]
 
-    def _learn(self, target: Ticket | PeerId | str, source: Source) -> PeerId:
+    def _whom(self, target: Ticket | PeerId | str) -> tuple[PeerId, tuple[Address, ...]]:
+        """Whose key, and where it is said to be."""
         if not self._open:
             raise EndpointClosed("enter the endpoint first: async with Endpoint(...) as endpoint")
         if isinstance(target, str):
-            target = Ticket.parse(target) if ":" in target else PeerId.parse(target)
-        if (target if isinstance(target, PeerId) else target.peer_id) == self.peer_id:
-            raise SelfDial("that is our own key")
-        if isinstance(target, PeerId):
-            return target
-        news = [self.book.learn(target.peer_id, address, source) for address in target.addresses]
-        if any(news):
-            # Who is kept without a known address waits for its pause otherwise.
-            self.keeper.kick(target.peer_id)
-        return target.peer_id
+            target = parse_target(target)
+        return (target.peer_id, target.addresses) if isinstance(target, Ticket) else (target, ())
 
     def _drop(self, peer_id: PeerId, reason: str) -> None:
         self._callers.pop(peer_id, None)

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from overlay.errors import AddressError, HandshakeError, IdentityError
+from overlay.files import sync_directory
 
 if sys.platform != "win32":
     import fcntl
@@ -304,13 +305,8 @@ def _create(path: Path) -> Ed25519PrivateKey | None:
             return None
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        # Without it a power cut may take back the name, and with it an identity that others already know.
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    # Others may already know this identity when the power is cut.
+    sync_directory(path.parent)
     return key
 
 

@@ -50,13 +50,11 @@ class Keeper:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._watch = NetworkWatch(self._network_changed, interfaces=config.interfaces, fwmark=config.fwmark)
-        self._watching = False
         self._closed = False
 
     async def open(self) -> None:
         """Begin to watch the network, and to dial those that are kept."""
         await self._watch.__aenter__()
-        self._watching = True
         self._endpoint.book.network_changed(self._watch.fingerprint())
         for peer_id in self._endpoint.book.kept:
             self.keep(peer_id)
@@ -67,9 +65,8 @@ class Keeper:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._watching:
-            self._watching = False
-            await self._watch.__aexit__(None, None, None)
+        # It may never have been entered: then nothing is there to be undone.
+        await self._watch.__aexit__(None, None, None)
 
     # ---------------------------------------------------------------- what users want
 

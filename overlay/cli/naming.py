@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
+from overlay import addresses
 from overlay.addresses import Ticket
 from overlay.cli.output import UsageError
 from overlay.errors import AddressError
@@ -31,12 +32,8 @@ def check_peer_name(name: str) -> str:
 
 
 def parse_target(text: str) -> Ticket | PeerId:
-    """Read whom to keep: a ticket, or the bare key of a peer that dials us.
-
-    Raises:
-        AddressError: it is neither; names the part at fault.
-    """
-    return Ticket.parse(text) if ":" in text else PeerId.parse(text.strip())
+    """Read what somebody has pasted: white space at both ends is ignored; see `overlay.addresses.parse_target`."""
+    return addresses.parse_target(text.strip())
 
 
 def find_peer(text: str, peers: Iterable[PeerStatus], *, known: bool = True) -> PeerId:

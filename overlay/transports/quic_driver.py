@@ -82,6 +82,13 @@ class Driver(PacketDriver[QuicLink]):
             # Only a packet that decrypted may move us: anybody can send us other ones.
             self._local = local
 
+    def batch_ended(self) -> None:
+        """Hand over what the fed datagrams brought, and answer; who has sent nothing but garbage gets no answer."""
+        if self.link is None and self.engine.is_garbage:
+            self.forget()
+        else:
+            super().batch_ended()
+
     def fail(self, error: Exception, code: CloseCode) -> None:
         """Give a handshake up: tell the peer and whoever waits for it."""
         self.engine.close(error_code=code, reason_phrase=clip(str(error)).decode())

@@ -1,10 +1,7 @@
 """QUIC as a transport: finds the connection that a datagram belongs to, dials, and lets newcomers in."""
 
-import errno
 import logging
-import os
 from collections.abc import Sequence
-from typing import ClassVar
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
@@ -21,10 +18,10 @@ from overlay.config import Config
 from overlay.errors import SelfDial
 from overlay.identity import Identity, PeerId
 from overlay.protocol.budget import Budget
-from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
-from overlay.transports.base import Accepted, ConnectionHandler, Role, Transport
+from overlay.transports.base import Accepted, ConnectionHandler, Role
 from overlay.transports.lazy_timer import clock
+from overlay.transports.packet_transport import PacketTransport
 from overlay.transports.quic import Engine, quic_configuration
 from overlay.transports.quic_connection import QuicLink
 from overlay.transports.quic_driver import Driver
@@ -40,18 +37,10 @@ from overlay.transports.udp_socket import Local, SocketAddress, UdpSocket, socke
 logger = logging.getLogger(__name__)
 
 
-class QuicTransport(Transport):
-    """Dials and accepts QUIC connections on shared sockets.
+class QuicTransport(PacketTransport[Driver]):
+    """Dials and accepts QUIC connections on shared sockets; see `PacketTransport`."""
 
-    Args:
-        identity: our key.
-        config: times and limits.
-        sockets: one for each bound address.
-        accepted: called for each inbound connection whose peer has proven its key.
-        gate: counts the inbound handshakes of all transports.
-    """
-
-    name: ClassVar[str] = "quic"
+    name = "quic"
 
     def __init__(
         self,
@@ -61,30 +50,12 @@ class QuicTransport(Transport):
         accepted: Accepted,
         gate: HandshakeGate,
     ) -> None:
-        self._identity = identity
-        self._config = config
-        self._sockets = tuple(sockets)
-        self._accepted = accepted
-        self._gate = gate
+        super().__init__(identity, config, sockets, accepted, gate)
         self._dialing = quic_configuration(identity, config, Role.DIALER)
         self._accepting = quic_configuration(identity, config, Role.ACCEPTOR)
         self._tokens = QuicRetryTokenHandler()
         self._routes: dict[bytes, Driver] = {}
-        self._drivers: set[Driver] = set()
-        self._dials: set[Driver] = set()
-        self._touched: dict[Driver, None] = {}
         self._windows = Budget(config.limits.stranger_memory)
-        self._closed = False
-
-    def start(self) -> None:
-        """Begin to read; call it inside the running loop."""
-        for udp in self._sockets:
-            udp.register("quic", self)
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Where it listens."""
-        return tuple(udp.address.with_transport("quic") for udp in self._sockets)
 
     async def dial(self, address: Address, peer_id: PeerId, handler: ConnectionHandler) -> QuicLink:
         """Connect to a peer; see `Transport.dial`.
@@ -112,18 +83,6 @@ class QuicTransport(Transport):
             raise link.handshake_error()
         return link
 
-    async def aclose(self) -> None:
-        """Stop reading, abort what is left; a socket that nobody else uses is closed."""
-        self._closed = True
-        for driver in list(self._drivers):
-            if driver.link is not None:
-                driver.link.abort()
-            else:
-                driver.fail(ConnectionAbortedError(errno.ECONNABORTED, "closed"), CloseCode.NO_ERROR)
-            driver.forget()
-        for udp in self._sockets:
-            udp.unregister("quic")
-
     def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
         """Find the connection by the destination connection id, or a newcomer."""
         if data[0] & 0x80:
@@ -146,24 +105,6 @@ class QuicTransport(Transport):
         """Several datagrams in one: aioquic takes them one by one."""
         for at in range(0, len(data), segment):
             self.datagram_received(udp, data[at : at + segment], remote, local)
-
-    def batch_ended(self, udp: UdpSocket) -> None:
-        """Let each connection that got something answer."""
-        del udp
-        touched, self._touched = self._touched, {}
-        for driver in touched:
-            try:
-                if driver.link is None and driver.engine.is_garbage:
-                    driver.forget()
-                else:
-                    driver.batch_ended()
-            except Exception:
-                logger.exception("a connection with %s failed", driver.remote)
-
-    def unreachable(self, udp: UdpSocket, remote: SocketAddress, code: int) -> None:
-        """End the dials to that address that have not been answered."""
-        for driver in tuple(self._dials):
-            driver.unreachable(udp, remote, OSError(code, os.strerror(code)))
 
     def _newcomer(
         self, udp: UdpSocket, header: QuicHeader, size: int, remote: SocketAddress, local: Local | None

@@ -9,19 +9,17 @@ What strangers get, and what it costs us:
     anything else                  nothing
 """
 
-import errno
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import ClassVar, Final
+from typing import Final
 
 from overlay.addresses import Address
 from overlay.config import Config
 from overlay.errors import SelfDial
 from overlay.identity import Identity, PeerId
-from overlay.protocol.codes import CloseCode
 from overlay.protocol.gate import HandshakeGate
 from overlay.protocol.udp.connection import UdpCore
 from overlay.protocol.udp.cookie import CookieJar, read_reset
@@ -38,8 +36,9 @@ from overlay.protocol.udp.wire import (
     KNOCK_SIZE,
     RESET,
 )
-from overlay.transports.base import Accepted, ConnectionHandler, Role, Transport
+from overlay.transports.base import Accepted, ConnectionHandler, Role
 from overlay.transports.lazy_timer import clock
+from overlay.transports.packet_transport import PacketTransport
 from overlay.transports.udp_connection import UdpLink, handshake_error
 from overlay.transports.udp_driver import Core, Driver
 from overlay.transports.udp_handshakes import ArrivalOutcome, DialOutcome, reset_tokens, udp_profile
@@ -56,18 +55,10 @@ _LONG_ID: Final = slice(5, 5 + ID_SIZE)
 """Where the destination id stands, in a DATA packet, and behind a version."""
 
 
-class UdpTransport(Transport):
-    """Dials and accepts raw UDP connections on shared sockets.
+class UdpTransport(PacketTransport[Driver]):
+    """Dials and accepts raw UDP connections on shared sockets; see `PacketTransport`."""
 
-    Args:
-        identity: our key.
-        config: times and limits.
-        sockets: one for each bound address.
-        accepted: called for each inbound connection whose peer has proven its key.
-        gate: counts the inbound handshakes of all transports.
-    """
-
-    name: ClassVar[str] = "udp"
+    name = "udp"
 
     def __init__(
         self,
@@ -77,31 +68,13 @@ class UdpTransport(Transport):
         accepted: Accepted,
         gate: HandshakeGate,
     ) -> None:
-        self._identity = identity
-        self._config = config
-        self._sockets = tuple(sockets)
-        self._accepted = accepted
-        self._gate = gate
+        super().__init__(identity, config, sockets, accepted, gate)
         self._profile = udp_profile(identity)
         self._cookies = CookieJar(os.urandom)
         self._resets = reset_tokens(identity)
         self._resets_left = RESETS_PER_SECOND
         self._resets_second = 0
         self._routes = Routes()
-        self._drivers: set[Driver] = set()
-        self._dials: set[Driver] = set()
-        self._touched: dict[Driver, None] = {}
-        self._closed = False
-
-    def start(self) -> None:
-        """Begin to read; call it inside the running loop."""
-        for udp in self._sockets:
-            udp.register("udp", self)
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Where it listens."""
-        return tuple(udp.address.with_transport("udp") for udp in self._sockets)
 
     async def dial(self, address: Address, peer_id: PeerId, handler: ConnectionHandler) -> UdpLink:
         """Connect to a peer; see `Transport.dial`.
@@ -130,18 +103,6 @@ class UdpTransport(Transport):
             raise handshake_error(link.reason)
         return link
 
-    async def aclose(self) -> None:
-        """Stop reading, abort what is left; a socket that nobody else uses is closed."""
-        self._closed = True
-        for driver in list(self._drivers):
-            if driver.link is not None:
-                driver.link.abort()
-            else:
-                driver.fail(ConnectionAbortedError(errno.ECONNABORTED, "closed"), CloseCode.NO_ERROR)
-            driver.forget()
-        for udp in self._sockets:
-            udp.unregister("udp")
-
     def datagram_received(self, udp: UdpSocket, data: bytes, remote: SocketAddress, local: Local | None) -> None:
         """Find the connection by the destination connection id, or a newcomer."""
         self.burst_received(udp, data, len(data), remote, local)
@@ -166,21 +127,6 @@ class UdpTransport(Transport):
                 return
         driver.receive(data, segment, remote, local)
         self._touched[driver] = None
-
-    def batch_ended(self, udp: UdpSocket) -> None:
-        """Let each connection that got something answer."""
-        del udp
-        touched, self._touched = self._touched, {}
-        for driver in touched:
-            try:
-                driver.batch_ended()
-            except Exception:
-                logger.exception("a connection with %s failed", driver.remote)
-
-    def unreachable(self, udp: UdpSocket, remote: SocketAddress, code: int) -> None:
-        """End the dials to that address that have not been answered."""
-        for driver in tuple(self._dials):
-            driver.unreachable(udp, remote, OSError(code, os.strerror(code)))
 
     def _core(
         self,
