@@ -14,7 +14,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
-from transport_support import OURS, Accepting, MemoryUdp, Recorder, bound_socket
+from transport_support import OURS, Accepting, MemoryUdp, Recorder, bound_socket, closing
 
 from overlay.config import Config
 from overlay.identity import Identity
@@ -44,24 +44,16 @@ class Node(Accepting[QuicTransport]):
 @contextlib.asynccontextmanager
 async def node(config: Config | None = None, identity: Identity | None = None) -> AsyncIterator[Node]:
     """A transport on a loopback socket."""
-    made = Node([UdpSocket(bound_socket())], config, identity)
-    try:
+    async with closing(Node([UdpSocket(bound_socket())], config, identity)) as made:
         yield made
-    finally:
-        await made.transport.aclose()
-        assert made.is_clean()
 
 
 @contextlib.asynccontextmanager
 async def memory_node(config: Config | None = None) -> AsyncIterator[tuple[Node, MemoryUdp]]:
     """A transport on a socket in memory."""
     udp = MemoryUdp()
-    made = Node([udp], config)
-    try:
+    async with closing(Node([udp], config)) as made:
         yield made, udp
-    finally:
-        await made.transport.aclose()
-        assert made.is_clean()
 
 
 async def connect(dialer: Node, acceptor: Node) -> tuple[QuicLink, Recorder, Recorder]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from transport_support import OURS, THEIRS, Accepting, MemoryUdp, Recorder, bound_socket
+from transport_support import OURS, THEIRS, Accepting, MemoryUdp, Recorder, bound_socket, closing
 
 from overlay.config import Config
 from overlay.identity import Identity
@@ -39,24 +39,16 @@ class RawNode(Accepting[UdpTransport]):
 @contextlib.asynccontextmanager
 async def raw_node(config: Config | None = None, identity: Identity | None = None) -> AsyncIterator[RawNode]:
     """A transport on a loopback socket."""
-    made = RawNode([UdpSocket(bound_socket())], config, identity)
-    try:
+    async with closing(RawNode([UdpSocket(bound_socket())], config, identity)) as made:
         yield made
-    finally:
-        await made.transport.aclose()
-        assert made.is_clean()
 
 
 @contextlib.asynccontextmanager
 async def raw_memory_node(config: Config | None = None) -> AsyncIterator[tuple[RawNode, MemoryUdp]]:
     """A transport on a socket in memory."""
     udp = MemoryUdp()
-    made = RawNode([udp], config)
-    try:
+    async with closing(RawNode([udp], config)) as made:
         yield made, udp
-    finally:
-        await made.transport.aclose()
-        assert made.is_clean()
 
 
 async def connect(dialer: RawNode, acceptor: RawNode) -> tuple[UdpLink, Recorder, Recorder]:

@@ -31,6 +31,7 @@ TESTED_ELSEWHERE = {
     "transports/base": "test_conformance.py",
     "transports/handshakes": "test_quic_hostile.py and test_udp.py: what both have in common",
     "transports/memory": "test_conformance.py",
+    "transports/packet_transport": "test_quic.py and test_udp.py: what both are as transports",
     "transports/quic_connection": "test_quic.py",
     "transports/quic_handshakes": "test_quic_hostile.py",
     "transports/quic_transport": "test_quic.py",

@@ -1,8 +1,10 @@
 """What the tests of the transports over UDP share: sockets on loopback and in memory, and sessions that take notes."""
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from overlay.addresses import Address
@@ -147,7 +149,7 @@ class Listening(Protocol):
 Transport = TypeVar("Transport", bound=Listening)
 
 
-class Accepting(Generic[Transport]):
+class Accepting(ABC, Generic[Transport]):
     """A transport with what it was given and what it accepted; whoever derives from it makes the transport."""
 
     transport: Transport
@@ -160,6 +162,10 @@ class Accepting(Generic[Transport]):
         self.accept_error: Exception | None = None
         self.keep_data = True
         self._arrived = asyncio.Event()
+
+    @abstractmethod
+    def is_clean(self) -> bool:
+        """Whether nothing is left of any connection."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -185,6 +191,19 @@ class Accepting(Generic[Transport]):
                 self._arrived.clear()
                 await self._arrived.wait()
         return self.accepted[number]
+
+
+Made = TypeVar("Made", bound=Accepting[Any])
+
+
+@contextlib.asynccontextmanager
+async def closing(made: Made) -> AsyncIterator[Made]:
+    """Close the transport at the end, and see that nothing of it is left."""
+    try:
+        yield made
+    finally:
+        await made.transport.aclose()
+        assert made.is_clean()
 
 
 def bound_socket(host: str = "127.0.0.1") -> socket.socket:
