@@ -97,7 +97,7 @@ class Config:
     """An idle connection is pinged after so long, to begin with: UDP mappings of home routers live for 30 s and more.
     It grows while the path survives that, up to five sixths of `idle_timeout`, and goes back when it does not."""
     delivery_timeout: float = 30.0
-    """How long leaving `async with stream` waits for the peer's acknowledgement."""
+    """How long leaving `async with stream`, or a `Driver`, waits for the peer's acknowledgement."""
     largest_datagram: int = MAXIMUM_DATAGRAM
     """Bytes up to which raw UDP looks for the path's MTU: what UDP over IPv4 can carry."""
     interfaces: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from overlay.book import Book
 from overlay.config import Config
 from overlay.dialler import Dialler
 from overlay.errors import ConfigError, DialError, EndpointClosed, HandshakeError, SelfDial
-from overlay.events import Event, Events
+from overlay.events import Event, Events, Subscriber
 from overlay.identity import Identity, PeerId
 from overlay.keeper import Keeper
 from overlay.local import reachable
@@ -83,7 +83,7 @@ class Endpoint:
         self._udp: list[UdpSocket] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resources = ExitStack()
-        self._subscribers: WeakSet[Events] = WeakSet()
+        self._subscribers: WeakSet[Subscriber] = WeakSet()
         limits = self.config.limits
         self.book = Book(self.config)
         self.keeper = Keeper(self)
@@ -157,8 +157,8 @@ class Endpoint:
             finally:
                 self._peers.clear()
                 self._resources.close()
-                for events in self._subscribers:
-                    events.put(None)
+                for subscriber in tuple(self._subscribers):
+                    subscriber.put(None)
 
     def _bind(self, resources: ExitStack) -> None:
         config = self.config
@@ -234,6 +234,14 @@ class Endpoint:
         handler for streams opened from then on.
         """
         self._handlers.set(protocol, handler)
+
+    def unhandle(self, protocol: str) -> None:
+        """Serve `protocol` no more: new streams for it are refused. Those that are being served go on."""
+        self._handlers.remove(protocol)
+
+    def is_handled(self, protocol: str) -> bool:
+        """Whether streams for `protocol` are served."""
+        return protocol in self._handlers
 
     def connect(
         self, target: Ticket | PeerId | str, *, timeout: float | None = None, early: bool = False
@@ -382,13 +390,17 @@ class Endpoint:
             addresses=self.book.addresses(peer_id),
         )
 
-    def events(self) -> Events:
+    def events(self) -> Events[Event]:
         """What happens to peers and paths, from this call on, until the endpoint is closed."""
-        events = Events()
-        self._subscribers.add(events)
-        if not self._open:
-            events.put(None)
+        events: Events[Event] = Events()
+        self.subscribe(events)
         return events
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Tell `subscriber` at once of all that `events` would, until the endpoint is closed or nobody holds it."""
+        self._subscribers.add(subscriber)
+        if not self._open:
+            subscriber.put(None)
 
     # ---------------------------------------------------------------- for peers and diallers
 
@@ -414,8 +426,8 @@ class Endpoint:
 
     def publish(self, event: Event) -> None:
         """Tell all who listen to `events`."""
-        for events in self._subscribers:
-            events.put(event)
+        for subscriber in tuple(self._subscribers):
+            subscriber.put(event)
 
     def grant(self, chosen: bool) -> tuple[SessionLimits, Budget] | None:
         """Limits and memory of a new session, or None when the pool is exhausted."""

@@ -14,7 +14,7 @@
     │   ├── IdentityMismatch        the peer: proved another key than the one dialled
     │   └── SelfDial                we: reached ourselves
     ├── SessionError                what ended a session
-    │   ├── SessionClosed           we or the peer closed it; `by_peer` tells
+    │   ├── SessionClosed           we or the peer closed it; `by_peer` and `code` tell
     │   ├── SessionLost             the network: no connection within the resume time, or the peer gave up
     │   ├── PeerRestarted           the peer: its process started anew
     │   └── SessionRefused          the peer: would not have us; `code` tells why
@@ -25,7 +25,11 @@
     │   ├── StreamClosed            we: written to or read after our own close
     │   ├── StreamTruncated         the peer: ended before `readexactly` had enough; `partial`
     │   └── UnknownProtocol         the peer: nobody handles that name
-    └── DatagramTooLarge            we: longer than `session.max_datagram_size`
+    ├── DatagramTooLarge            we: longer than `session.max_datagram_size`
+    └── DriverError                 what a driver can't do
+        ├── FrameTooLong            we: a frame beyond the limit; `frame`, `limit`
+        ├── NotANeighbour           we: a frame for a peer without a session or driver; `frame`, `peer_id`
+        └── DriverClosed            we: the driver is not open
 
 Each says who did it. Facts are attributes; the sentence is built in `__str__`; the cause is chained.
 """
@@ -163,17 +167,25 @@ class SessionError(OverlayError):
 
 
 class SessionClosed(SessionError):
-    """The session was closed on purpose."""
+    """The session was closed on purpose.
 
-    def __init__(self, *, by_peer: bool, reason: str = "") -> None:
-        super().__init__(by_peer, reason)
+    Attributes:
+        by_peer: who closed it.
+        code: SESSION_CLOSED, or MISBEHAVED: the other side broke the rules of what is spoken on the streams.
+        reason: in the words of who closed it.
+    """
+
+    def __init__(self, *, by_peer: bool, code: CloseCode = CloseCode.SESSION_CLOSED, reason: str = "") -> None:
+        super().__init__(by_peer, code, reason)
         self.by_peer = by_peer
+        self.code = code
         self.reason = reason
 
     def __str__(self) -> str:
-        """Who closed it."""
+        """Who closed it, and why."""
         who = "the peer" if self.by_peer else "this side"
-        return f"the session was closed by {who}" + (f": {self.reason}" if self.reason else "")
+        code = "" if self.code == CloseCode.SESSION_CLOSED else f" ({self.code.name})"
+        return f"the session was closed by {who}{code}" + (f": {self.reason}" if self.reason else "")
 
 
 class SessionLost(SessionError):
@@ -273,3 +285,51 @@ class DatagramTooLarge(OverlayError, ValueError):
     def __str__(self) -> str:
         """Both sizes."""
         return f"a datagram of {self.size} bytes does not fit: the limit is {self.limit}"
+
+
+class DriverError(OverlayError):
+    """What a `Driver` can't do; errors about a frame hold it."""
+
+
+class FrameTooLong(DriverError, ValueError):
+    """A frame that is longer than the driver sends, or than the peer's driver takes. Nothing of it was sent.
+
+    Attributes:
+        frame: the frame.
+        limit: bytes of the longest one that may go there.
+    """
+
+    def __init__(self, frame: bytes, limit: int) -> None:
+        super().__init__(frame, limit)
+        self.frame = frame
+        self.limit = limit
+
+    def __str__(self) -> str:
+        """Both sizes."""
+        return f"a frame of {len(self.frame)} bytes is too long: the limit is {self.limit}"
+
+
+class NotANeighbour(DriverError):
+    """There is no session with that peer, or no driver there.
+
+    Attributes:
+        peer_id: the key.
+        frame: what was to be sent; None when it was something else that was asked.
+        connected: whether there is a session, so that it is a driver that is missing there.
+    """
+
+    def __init__(self, peer_id: object, frame: bytes | None = None, *, connected: bool = False) -> None:
+        super().__init__(peer_id, frame)
+        self.peer_id = peer_id
+        self.frame = frame
+        self.connected = connected
+
+    def __str__(self) -> str:
+        """Who, and what to do."""
+        if self.connected:
+            return f"{self.peer_id} is connected, but runs no driver, or not yet: wait for NeighbourUp"
+        return f"{self.peer_id} is no neighbour: start_peering(ticket), and wait for NeighbourUp"
+
+
+class DriverClosed(DriverError):
+    """The driver has not been entered, or is closed."""

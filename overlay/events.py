@@ -1,13 +1,14 @@
-"""What an endpoint tells its user, each once and in order."""
+"""What an endpoint, or the driver of one, tells its user, each once and in order."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from overlay.addresses import Address
 from overlay.errors import Attempt
 from overlay.identity import PeerId
+from overlay.transports.base import Direction
 
 EVENT_QUEUE: Final = 1024
 
@@ -54,6 +55,8 @@ class Path:
     """Nothing comes back on it at the moment."""
     dialled: bool
     """This side has made it."""
+    direction: Direction
+    """`both`; or only `send` or `receive`, seen from this side: such a path exists one way."""
     rtt: float | None
     """Smoothed round-trip time in seconds; None before the first sample."""
     mtu: int | None
@@ -114,27 +117,54 @@ class SessionReplaced:
     peer_id: PeerId
 
 
+@dataclass(frozen=True, slots=True)
+class NeighbourUp:
+    """From a driver: that of a peer is there, so frames can go to it, and floods go to it too."""
+
+    peer_id: PeerId
+    direction: Direction | None
+    """Of the path that it has greeted on; None when that is gone already."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourDown:
+    """From a driver: frames can't go there any more; those that it may not have come back."""
+
+    peer_id: PeerId
+    reason: Exception
+    """A SessionError, UnknownProtocol when there never was a driver, DriverClosed when there is none any more."""
+
+
 Event = PeerConnected | PeerDisconnected | PathChanged | PathLost | SessionReplaced
+DriverEvent = NeighbourUp | NeighbourDown | PathChanged | PathLost
+Kind = TypeVar("Kind")
 
 
-class Events(AsyncIterator[Event]):
-    """The events of an endpoint from one moment on: `async for event in events`, or `await anext(events)`.
+class Subscriber(Protocol):
+    """Who is told of an endpoint's events as they happen; see `Endpoint.subscribe`."""
+
+    def put(self, event: Event | None) -> None:
+        """One more event; None: the last one was. Called in the middle of things: it must neither raise nor wait."""
+
+
+class Events(AsyncIterator[Kind], Generic[Kind]):
+    """What happens from one moment on: `async for event in events`, or `await anext(events)`.
 
     At most 1,024 wait for a slow reader; the oldest goes first then. Cancellation: `anext` loses nothing, and the next
     one goes on, unlike that of an async generator, which ends with the first time-out around it.
     """
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(EVENT_QUEUE)
+        self._queue: asyncio.Queue[Kind | None] = asyncio.Queue(EVENT_QUEUE)
         self._ended = False
 
-    def put(self, event: Event | None) -> None:
-        """For the endpoint: one more; None: the last one was."""
+    def put(self, event: Kind | None) -> None:
+        """For who tells: one more; None: the last one was."""
         if self._queue.full():
             self._queue.get_nowait()
         self._queue.put_nowait(event)
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> Kind:
         if not self._ended:
             event = await self._queue.get()
             if event is not None and not self._ended:

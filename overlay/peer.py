@@ -14,18 +14,11 @@ from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
 from overlay.dialler import Dialler
-from overlay.errors import (
-    DatagramTooLarge,
-    DuplicateIdentity,
-    OverlayError,
-    PeerRestarted,
-    SessionClosed,
-    SessionError,
-    SessionLost,
-    SessionRefused,
-)
+from overlay.endings import not_accepted, session_error
+from overlay.errors import DatagramTooLarge, OverlayError, SessionError, SessionLost
 from overlay.events import Origin, Path, PathChanged, PathLost, SessionReplaced
 from overlay.identity import PeerId
+from overlay.paths import Paths
 from overlay.protocol.actions import (
     Action,
     Answered,
@@ -83,9 +76,7 @@ class Peer:
             ),
         )
         self.dialler = Dialler(self, endpoint)
-        self.traffic: dict[str, tuple[int, int]] = {}
-        """Of connections that have ended, by transport: bytes sent and received."""
-        self._attached: dict[int, Origin] = {}
+        self._paths = Paths(self._core)
         self._origins: dict[int, Callable[[], Origin]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -102,15 +93,15 @@ class Peer:
 
     def paths(self) -> list[Path]:
         """A snapshot of the connections that carry the session, the selected one first."""
-        attached = [self.connections[one] for one in self._core.attached if one in self._attached]
-        return sorted(map(self._path, attached), key=lambda path: not path.selected)
+        return self._paths.all(self.connections)
+
+    def received_on(self) -> Path | None:
+        """The path that the peer's stream bytes or datagrams came over last; None when it is gone."""
+        return self._paths.received_on
 
     def traffic_by_transport(self) -> dict[str, tuple[int, int]]:
         """Bytes sent and received, over all connections there are and have been."""
-        total = dict(self.traffic)
-        for connection in self.connections.values():
-            _count(connection, total)
-        return total
+        return self._paths.traffic(self.connections.values())
 
     @property
     def max_datagram_size(self) -> int:
@@ -131,6 +122,18 @@ class Peer:
             return 0
         self.wake()
         return core.write(stream, data)
+
+    def supply(self, stream: StreamCore, source: Callable[[int], bytes]) -> None:
+        """Ask `source` for the stream's bytes."""
+        if (core := self._session_core(stream)) is not None:
+            core.supply(stream, source)
+            self.wake()
+
+    def more(self, stream: StreamCore) -> None:
+        """The stream's source may have something."""
+        if (core := self._session_core(stream)) is not None:
+            core.more(stream)
+            self.wake()
 
     def finish(self, stream: StreamCore) -> None:
         """FIN."""
@@ -185,9 +188,9 @@ class Peer:
         finally:
             self._pings.pop(nonce, None)
 
-    def close_session(self, session: SessionState) -> None:
+    def close_session(self, session: SessionState, code: CloseCode, reason: str) -> None:
         """End it on purpose."""
-        self._core.close_session(session, clock())
+        self._core.close_session(session, clock(), code=code, reason=reason)
         self._pump()
 
     # ---------------------------------------------------------------- what the dialler asks
@@ -306,11 +309,13 @@ class Peer:
 
     def stream_received(self, connection: Connection, stream: int, offset: int, data: bytes) -> None:
         """See `ConnectionHandler`."""
+        self._paths.heard_on = connection
         self._core.receive_stream(connection.id, stream, offset, data, clock())
 
     def datagram_received(self, connection: Connection, data: bytes) -> None:
         """See `ConnectionHandler`. Before its HELLO was judged, a connection's datagrams are dropped."""
         if self.session is not None and connection.id in self._core.attached:
+            self._paths.heard_on = connection
             self.session._datagram_received(data)
 
     def writable(self, connection: Connection) -> None:
@@ -323,7 +328,7 @@ class Peer:
         if self.connections.pop(connection.id, None) is None:
             # It ended before it was introduced; whoever dialled it finds that out.
             return
-        _count(connection, self.traffic)
+        self._paths.ended(connection)
         self._core.connection_lost(
             connection.id,
             clock(),
@@ -333,7 +338,7 @@ class Peer:
         )
         waiter = self._accepted.pop(connection.id, None)
         if waiter is not None and not waiter.done():
-            waiter.set_exception(_not_accepted(reason))
+            waiter.set_exception(not_accepted(reason))
             # The attempt may have been cancelled meanwhile; then nobody asks for the exception.
             waiter.exception()
         self._origins.pop(connection.id, None)
@@ -364,6 +369,7 @@ class Peer:
                 connection.send_frame(frame)
             sent = bool(frames) or connection.id in self._unflushed
             if connection.id == core.selected:
+                sent = self._draw_datagrams(connection) or sent
                 while (room := connection.sendable()) > 0:
                     chunk = core.data_to_send(connection.id, room)
                     if chunk is None:
@@ -378,6 +384,27 @@ class Peer:
             self._wake_streams(state)
         core.update(now)
         self._set_timer(now)
+
+    def _draw_datagrams(self, connection: Connection) -> bool:
+        """Ask for datagrams, as many as can leave; whether there were any.
+
+        What the connection takes of datagrams does not count for the streams, whose turn comes behind.
+        """
+        session = self.session
+        if session is None or not session._datagrams_hungry or not self._core.takes_datagrams(connection.id):
+            return False
+        source, drawn, longest = session._datagram_source, False, connection.max_datagram_size
+        while source is not None and longest and connection.datagram_room() > 0:
+            data = source(longest)
+            if data is None:
+                session._datagrams_hungry = False
+                return drawn
+            drawn = True
+            connection.send_datagram(data)
+        if drawn:
+            # There may be room again at once; if there is none, the connection tells.
+            self.wake()
+        return drawn
 
     def _wake_streams(self, state: SessionState) -> None:
         session = self.session
@@ -429,14 +456,14 @@ class Peer:
             connection = self.connections.get(selected or 0)
             if connection is not None:
                 logger.debug("%s: sending on %s", self.peer_id.short, connection.remote)
-                self._endpoint.publish(PathChanged(self.peer_id, self._path(connection)))
+                self._endpoint.publish(PathChanged(self.peer_id, self._paths.path(connection)))
 
     def _carry_out(self, action: Action) -> None:
         match action:
             case Attached(connection, state):
                 self._session_of(state)
                 made = self._origins.pop(connection, None)
-                self._attached[connection] = Origin("inbound") if made is None else made()
+                self._paths.origins[connection] = Origin("inbound") if made is None else made()
                 waiter = self._accepted.pop(connection, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(None)
@@ -455,7 +482,7 @@ class Peer:
                 waiter_ = self._pings.get(nonce)
                 link = self.connections.get(connection)
                 if waiter_ is not None and not waiter_.done() and link is not None:
-                    waiter_.set_result((seconds, self._path(link)))
+                    waiter_.set_result((seconds, self._paths.path(link)))
             case Ended(state, why, code, reason):
                 self._session_ended(state, why, code, reason)
             case CloseConnection(connection, close_code, reason):
@@ -466,7 +493,7 @@ class Peer:
                     link.close(close_code, reason)
 
     def _session_ended(self, state: SessionState, why: Ending, code: int, reason: str) -> None:
-        error = _session_error(why, code, reason)
+        error = session_error(why, code, reason)
         if self._failure is not None:
             lost = SessionLost("the session never had a connection")
             lost.__cause__ = self._failure
@@ -491,7 +518,7 @@ class Peer:
             self._endpoint.keeper.ended(self.peer_id, error)
 
     def _path_lost(self, connection: Connection) -> None:
-        if self._attached.pop(connection.id, None) is not None:
+        if self._paths.origins.pop(connection.id, None) is not None:
             lost = PathLost(self.peer_id, connection.transport, connection.remote, len(self._core.attached))
             self._endpoint.publish(lost)
 
@@ -539,52 +566,8 @@ class Peer:
             return None
         return self._core.session.core
 
-    def _path(self, connection: Connection) -> Path:
-        return Path(
-            transport=connection.transport,
-            remote=connection.remote,
-            selected=connection.id == self._core.selected,
-            suspect=self._core.is_suspect(connection.id),
-            dialled=connection.role is Role.DIALER,
-            rtt=connection.rtt,
-            mtu=connection.mtu,
-            loss=connection.loss,
-            congestion_window=connection.congestion_window,
-            bytes_sent=connection.bytes_sent,
-            bytes_received=connection.bytes_received,
-            origin=self._attached[connection.id],
-        )
-
-
-def _count(connection: Connection, traffic: dict[str, tuple[int, int]]) -> None:
-    """Add what a connection has carried to the sums of its transport."""
-    sent, received = traffic.get(connection.transport, (0, 0))
-    traffic[connection.transport] = (sent + connection.bytes_sent, received + connection.bytes_received)
-
 
 def _watch(connection: Connection) -> Callable[[], Progress]:
-    return lambda: Progress(connection.last_progress(), connection.probe_timeout, connection.bytes_received)
-
-
-def _not_accepted(reason: CloseReason) -> Exception:
-    if reason.by is not ClosedBy.PEER:
-        return ConnectionError(str(reason))
-    if reason.code == CloseCode.DUPLICATE_IDENTITY:
-        return DuplicateIdentity(reason.code, reason.reason)
-    return SessionRefused(reason.code, reason.reason)
-
-
-def _session_error(why: Ending, code: int, reason: str) -> SessionError:
-    match why:
-        case Ending.CLOSED_BY_US:
-            return SessionClosed(by_peer=False, reason=reason)
-        case Ending.CLOSED_BY_PEER:
-            return SessionClosed(by_peer=True, reason=reason)
-        case Ending.RESTARTED:
-            return PeerRestarted("the peer's process has started anew")
-        case Ending.REFUSED if code == CloseCode.DUPLICATE_IDENTITY:
-            return DuplicateIdentity(code, reason)
-        case Ending.REFUSED:
-            return SessionRefused(code, reason)
-        case _:
-            return SessionLost(f"the session is lost: {why.value}")
+    return lambda: Progress(
+        connection.last_progress(), connection.probe_timeout, connection.bytes_received, connection.rtt_min
+    )

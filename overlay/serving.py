@@ -35,6 +35,13 @@ class Handlers:
         """Serve streams for that protocol from now on."""
         self._handlers[protocol] = handler
 
+    def remove(self, protocol: str) -> None:
+        """Serve no new streams for that protocol; those that are served, or wait for it, go on."""
+        self._handlers.pop(protocol, None)
+
+    def __contains__(self, protocol: str) -> bool:
+        return protocol in self._handlers
+
     def stream_opened(self, stream: Stream) -> None:
         """A peer has opened a stream: serve it, when fewer than `limit` handlers of its session run.
 

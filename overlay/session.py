@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from overlay.config import Config
-from overlay.errors import SessionError
+from overlay.errors import OverlayError, SessionError
 from overlay.events import Path
 from overlay.identity import PeerId
+from overlay.protocol.codes import ENDS_SESSION, CloseCode
 from overlay.protocol.links import SessionState
 from overlay.protocol.session import SPARE
 from overlay.protocol.stream import Priority
@@ -44,6 +45,10 @@ class Session:
         self._datagram_bytes = 0
         self._datagram_reserved = 0
         self._datagram_ready = asyncio.Event()
+        self._datagram_sink: Callable[[bytes], None] | None = None
+        self._datagram_source: Callable[[int], bytes | None] | None = None
+        self._datagrams_hungry = False
+        """The source may have a datagram: it has said so, and not said None since."""
         self._handlers = 0
         """Handlers that run now; `Endpoint` counts them."""
         self._unserved: deque[tuple[Callable[[Stream], Awaitable[None]], Stream]] = deque()
@@ -89,6 +94,14 @@ class Session:
         """The longest datagram that fits the selected path now, in bytes; 0 without a path."""
         return 0 if self._error is not None else self._peer.max_datagram_size
 
+    @property
+    def received_on(self) -> Path | None:
+        """The path that stream bytes or datagrams of the peer came over last; None when it is gone, or none came.
+
+        A snapshot of this tenth of a second: asked for each message, it would cost more than the message.
+        """
+        return self._peer.received_on() if self._error is None else None
+
     async def open_stream(self, protocol: str, *, priority: Priority = Priority.BULK) -> Stream:
         """Open a stream; waits while the peer allows no more.
 
@@ -126,6 +139,40 @@ class Session:
         self._raise_if_over()
         self._peer.send_datagram(data)
 
+    def supply_datagrams(self, source: Callable[[int], bytes | None]) -> None:
+        """Have datagrams asked for when they can leave, instead of, or beside, `send_datagram`.
+
+        Args:
+            source: called with the length of the longest datagram that fits now, whenever the selected path takes one
+                without a queue building up; datagrams and streams take turns. It returns one that is not longer, or
+                None: nothing now; it is asked again after `more_datagrams`. It is called from within the sending of
+                everything that goes to that peer: it must not raise, nor call anything of session or streams. It
+                takes the place of the one before.
+
+        Raises:
+            SessionError: the session is over.
+        """
+        self._raise_if_over()
+        self._datagram_source = source
+        self.more_datagrams()
+
+    def more_datagrams(self) -> None:
+        """The source given to `supply_datagrams` has something again. Does nothing when the session is over."""
+        if self._datagram_source is not None and not self._datagrams_hungry:
+            self._datagrams_hungry = True
+            self._peer.wake()
+
+    def deliver_datagrams(self, sink: Callable[[bytes], None] | None) -> None:
+        """Have each datagram handed to `sink` as it comes, instead of `receive_datagram`; None: no longer.
+
+        Args:
+            sink: called from within the receiving of everything that comes from that peer: it must not raise, nor call
+                anything of session or streams. What it cannot take now, it has to drop.
+        """
+        self._datagram_sink = sink
+        while sink is not None and self._datagrams:
+            sink(self._take_datagram())
+
     async def receive_datagram(self) -> bytes:
         """The next datagram. When too many wait, the oldest has been dropped. Cancellation-safe.
 
@@ -136,6 +183,9 @@ class Session:
             self._raise_if_over()
             self._datagram_ready.clear()
             await self._datagram_ready.wait()
+        return self._take_datagram()
+
+    def _take_datagram(self) -> bytes:
         data = self._datagrams.popleft()
         self._datagram_bytes -= len(data)
         if not self._datagrams and self._datagram_reserved:
@@ -161,12 +211,25 @@ class Session:
         assert self._error is not None  # noqa: S101 - set before the event
         return self._error
 
-    async def aclose(self) -> None:
+    def close(self, *, code: CloseCode = CloseCode.SESSION_CLOSED, reason: str = "") -> None:
         """End the session now: streams fail at both sides with `SessionClosed`.
 
         What matters has been awaited before, see `Stream.wait_delivered`.
+
+        Args:
+            code: MISBEHAVED when the peer broke the rules of what is spoken on its streams.
+            reason: for the peer's log.
+
+        Raises:
+            OverlayError: another code, which would mean something else to the peer.
         """
-        self._peer.close_session(self._core)
+        if code not in ENDS_SESSION:
+            raise OverlayError(f"a session is closed with SESSION_CLOSED or MISBEHAVED, not {code!r}")
+        self._peer.close_session(self._core, code, reason)
+
+    async def aclose(self) -> None:
+        """The same as `close`, for `async with` and its kind."""
+        self.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -182,6 +245,8 @@ class Session:
 
     def _ended(self, error: SessionError) -> None:
         self._error = error
+        self._datagram_source = self._datagram_sink = None
+        self._datagrams_hungry = False
         # The core has given back all of the session's memory.
         self._datagram_reserved = 0
         self._over.set()
@@ -189,6 +254,9 @@ class Session:
         self._datagram_ready.set()
 
     def _datagram_received(self, data: bytes) -> None:
+        if self._datagram_sink is not None:
+            self._datagram_sink(data)
+            return
         limits = self._config.limits
         self._datagrams.append(data)
         self._datagram_bytes += len(data)

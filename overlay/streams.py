@@ -1,7 +1,7 @@
 """`Stream`: ordered, reliable bytes in both directions, whatever carries them. An asyncio shell over `StreamCore`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -77,7 +77,7 @@ class Stream:
 
         Raises:
             StreamStopped: the peer reads no more. UnknownProtocol: nobody handles the stream there.
-            StreamClosed: after `write_eof` or `reset`.
+            StreamClosed: after `write_eof`, `reset` or `supply`.
             SessionError: the session is over.
             BusyError: another task is writing.
         """
@@ -88,6 +88,8 @@ class Stream:
             rest: bytes | memoryview = data if isinstance(data, bytes) else memoryview(data).cast("B")
             while True:
                 self._check_writable()
+                if self._core.sending.source is not None:
+                    raise StreamClosed("write on a stream that is supplied")
                 taken = self._peer.write(self._core, rest)
                 self.bytes_accepted += taken
                 if taken == len(rest):
@@ -101,8 +103,47 @@ class Stream:
         finally:
             self._writing = False
 
+    def supply(self, source: Callable[[int], bytes]) -> None:
+        """Have the stream's bytes asked for when they can leave, instead of writing them ahead of time.
+
+        So what waits, waits with the caller, who may still put it in another order, or drop it.
+
+        Args:
+            source: called with how many bytes can leave now, at least 1: the peer, the session's buffer and the
+                connection have room for them. It may return fewer, or more; what is more waits in the stream, as if
+                written. b"" means nothing now: it is asked again after `more`. It is called from within the sending
+                of everything that goes to that peer: it must not raise, nor call anything of session or stream.
+
+        Raises:
+            StreamStopped, StreamClosed, SessionError: as for `write`; StreamClosed if it is supplied already, too.
+            BusyError: a task is writing.
+        """
+        if self._writing:
+            raise _busy("write")
+        self._check_writable()
+        if self._core.sending.source is not None:
+            raise StreamClosed("supply on a stream that is supplied")
+        self._peer.supply(self._core, source)
+
+    def more(self) -> None:
+        """The source given to `supply` has something again. Does nothing when the stream has ended."""
+        if not self._core.sending.hungry:
+            self._peer.more(self._core)
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many of the bytes written or supplied have left this side at least once; readable for ever."""
+        return self._core.sending.bytes_sent
+
+    @property
+    def bytes_delivered(self) -> int:
+        """How many of the bytes written or supplied the peer's library has acknowledged; readable for ever."""
+        return self._core.sending.bytes_delivered
+
     async def write_eof(self) -> None:
-        """Say that no more is written. Returns at once; see `wait_delivered`. A second call does nothing.
+        """Say that no more is written, nor supplied. Returns at once; see `wait_delivered`.
+
+        A second call does nothing.
 
         Raises:
             StreamStopped, StreamClosed (after `reset`), SessionError: as for `write`.
@@ -184,6 +225,16 @@ class Stream:
             return self._take_head(READ_ALL_LIMIT)
         finally:
             self._reading = False
+
+    def read_nowait(self, size: int) -> bytes:
+        """Up to `size` bytes that are here already; b"" when there are none. It never waits, and tells no end.
+
+        Raises:
+            BusyError: a task is reading.
+        """
+        if self._reading:
+            raise _busy("read")
+        return self._take_head(size) or self._peer.read(self._core, size)
 
     async def readexactly(self, size: int) -> bytes:
         """Exactly `size` bytes, at most 16 MiB.

@@ -24,6 +24,7 @@ def a_path(remote: str = "quic://198.51.100.7:9330", **changes: Any) -> Path:
         selected=True,
         suspect=False,
         dialled=True,
+        direction="both",
         rtt=0.0125,
         mtu=1400,
         loss=0.0,
@@ -65,7 +66,7 @@ def a_peer(peer_id: PeerId | None = None, **changes: Any) -> PeerStatus:
     return replace(status, **changes)
 
 
-class FakeEvents(Events):
+class FakeEvents(Events[Event]):
     """Tells its node when nobody listens any more."""
 
     def __init__(self, node: "FakeNode") -> None:
@@ -84,7 +85,7 @@ class FakeNode:
     def __init__(self, *peers: PeerStatus) -> None:
         self.table = {peer.peer_id: peer for peer in peers}
         self.calls: list[tuple[Any, ...]] = []
-        self.queues: list[Events] = []
+        self.queues: list[Events[Event]] = []
 
     def peers(self) -> list[PeerStatus]:
         return list(self.table.values())
@@ -114,7 +115,7 @@ class FakeNode:
     def kick(self, peer_id: PeerId | None = None) -> None:
         self.calls.append(("kick", peer_id))
 
-    def events(self) -> Events:
+    def events(self) -> Events[Event]:
         events = FakeEvents(self)
         self.queues.append(events)
         return events

@@ -24,6 +24,10 @@ LIMITS = (
 )
 
 
+SURPLUS = 500
+"""Bytes that a source of the tests gives beyond what was asked for, at most."""
+
+
 def pattern(salt: int, offset: int, size: int) -> bytes:
     """What the writer that `salt` names writes at `offset`."""
     start = (salt + offset) % 251
@@ -40,7 +44,7 @@ def check_session(core: SessionCore) -> None:
     assert core._budget.used == sum(s.receiving.window for s in live) + (ahead + core._kept) * limits.window
     assert core._budget.used <= core._budget.limit
     assert core._outgoing.buffered == sum(len(s.sending.buffer) for s in live)
-    assert core._outgoing.buffered <= limits.session_send_buffer + (2 + 255) * len(live)
+    assert core._outgoing.buffered <= limits.session_send_buffer + (2 + 255 + SURPLUS) * len(live)
     for stream in live:
         sending, receiving = stream.sending, stream.receiving
         assert not stream.removed
@@ -80,6 +84,15 @@ class Half:
     finished: bool = False
     reset: bool = False
     stopped: bool = False
+    supplied: bool = False
+    stock: int = 0
+    """Bytes that the source has and was not asked for."""
+    surplus: int = 0
+    """How many bytes it gives beyond what it is asked for."""
+    ahead: int = 0
+    """How many bytes of what was given last may not have left."""
+    exhausted: bool = False
+    """It has said b"", and nothing since."""
 
 
 @dataclass(eq=False)
@@ -335,13 +348,43 @@ class World:
         return half
 
     def write(self, number: int, half: Half, size: int) -> int:
-        if half.core.sending.ending is not None or half.core.removed:
+        if half.core.sending.ending is not None or half.core.removed or half.supplied:
             return 0
         data = pattern(half.session.mine + half.core.id, half.written, size)
         accepted = half.session.core.write(half.core, data)
         half.written += accepted
         self.pump(number)
         return accepted
+
+    def supply(self, number: int, half: Half, size: int, surplus: int) -> None:
+        """Let the half have a source, if it has none, and that source so many bytes more."""
+        sending = half.core.sending
+        if sending.ending is not None or half.core.removed:
+            return
+
+        def source(room: int) -> bytes:
+            assert sending.ending is None, "asked after the end"
+            assert not half.exhausted, "asked again after it had nothing"
+            assert sending.sent == sending.highest == sending.buffer.end, "asked while something waits"
+            assert 1 <= room <= sending.limit - sending.sent, "asked for more than there is credit for"
+            given = min(half.stock, room + half.surplus)
+            data = pattern(half.session.mine + half.core.id, half.written, given)
+            half.stock -= given
+            half.written += given
+            half.ahead = max(0, given - room)
+            half.exhausted = not given
+            return data
+
+        half.stock += size
+        half.surplus = surplus
+        half.exhausted = False
+        if half.supplied:
+            half.session.core.more(half.core)
+        else:
+            half.supplied = True
+            half.ahead = sending.buffer.end - sending.highest
+            half.session.core.supply(half.core, source)
+        self.pump(number)
 
     def read(self, number: int, half: Half, size: int) -> bytes:
         data = half.session.core.read(half.core, size)
@@ -387,7 +430,7 @@ class World:
             self.settle()
             for side in self.sides:
                 for half in side.halves:
-                    if half.core.sending.ending is None and not half.core.removed:
+                    if half.core.sending.ending is None and not half.core.removed and not half.stock:
                         self.finish(side.number, half)
                     while self.read(side.number, half, 5000):
                         pass
@@ -407,6 +450,12 @@ class World:
             session = side.core.session
             if session is not None:
                 check_session(session.core)
+            for half in side.halves:
+                sending = half.core.sending
+                assert sending.bytes_delivered <= sending.bytes_sent <= half.written
+                if half.supplied and not half.core.removed and sending.ending is None:
+                    assert sending.buffer.end - sending.highest <= half.ahead, "taken, and not sent"
+                    assert not (half.stock and half.exhausted)
             for link in side.core._links.all.values():
                 assert link.held_bytes <= 2 * HELD_BYTES
                 assert len(link.held) <= HELD_EVENTS
@@ -429,7 +478,8 @@ class World:
                 sending, receiving = one.core.sending, two.core.receiving
                 assert sending.done
                 if sending.ending is Ending.FIN and receiving.stopped is None and receiving.ending is Ending.FIN:
-                    assert one.written == two.read
+                    assert one.written == two.read == sending.bytes_sent == sending.bytes_delivered
+                    self.counts["supplied"] += one.supplied
                     self.counts["complete"] += 1
                 else:
                     assert two.read <= one.written

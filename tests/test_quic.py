@@ -33,6 +33,8 @@ async def test_both_sides_learn_the_proven_key() -> None:
         assert bob.gate.entered == 1
         assert bob.gate.pending == 0
         assert link.rtt is not None
+        assert link.rtt_min is not None
+        assert 0 < link.rtt_min < 1.0
         assert link.probe_timeout is not None
         assert link.last_progress() > 0
 

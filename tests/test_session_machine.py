@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from pairs import Half, Wire, World
+from pairs import SURPLUS, Half, Wire, World
 
 EXAMPLES = 600
 STEPS = 60
@@ -47,6 +47,16 @@ class Machine(RuleBasedStateMachine):
     def write(self, side: int, pick: int, size: int) -> None:
         if half := self.half(side, pick):
             self.world.write(side, half, size)
+
+    @rule(
+        side=sides,
+        pick=picks,
+        size=st.sampled_from([1, 100, 3000, 40_000]),
+        surplus=st.sampled_from([0, 1, SURPLUS]),
+    )
+    def supply(self, side: int, pick: int, size: int, surplus: int) -> None:
+        if half := self.half(side, pick):
+            self.world.supply(side, half, size, surplus)
 
     @rule(side=sides, pick=picks, size=st.sampled_from([1, 100, 3000, 20_000]))
     def read(self, side: int, pick: int, size: int) -> None:
@@ -143,4 +153,5 @@ def test_whatever_happens_each_reads_what_the_other_wrote() -> None:
     )
     assert explored["steps"] >= 10_000, explored
     assert explored["complete"] >= 200, explored
+    assert explored["supplied"] >= 50, explored
     assert explored["delivered"] >= 10_000, explored

@@ -293,6 +293,7 @@ async def test_calls_on_a_closed_connection_do_nothing() -> None:
         ours.flush()
         assert ours.sendable() == 0
         assert ours.rtt is None
+        assert ours.rtt_min is None
         assert (await dialler.handler.reason()).by is ClosedBy.US
 
 
@@ -351,6 +352,8 @@ async def test_progress_and_round_trip_time_come_from_the_kernel() -> None:
         assert ours.last_progress() >= before
         if tcp_info(ours._sock) is not None:
             assert ours.rtt is not None
+            assert ours.rtt_min is not None
+            assert 0 < ours.rtt_min < 1.0
             assert ours.probe_timeout is not None
             assert ours.probe_timeout >= ours.rtt
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.protocol.udp.outbox import DATAGRAM_COST, DATAGRAM_QUEUE, MAXIMUM_FRAMES, Outbox
+from overlay.protocol.udp.outbox import DATAGRAM_AHEAD, DATAGRAM_COST, DATAGRAM_QUEUE, MAXIMUM_FRAMES, Outbox
 from overlay.protocol.udp.payload import ControlPiece, Datagram, Done, Frame, StreamPiece, read_frames
 from overlay.protocol.udp.sent import SentBurst
 
@@ -199,3 +199,17 @@ def test_whatever_is_lost_every_byte_leaves_again(draw: st.DataObject) -> None:
             number += 1
     assert not wanted
     assert box.stream_bytes == 0
+
+
+@given(st.integers(-(1 << 20), 1 << 24), st.integers(0, ROOM - 1))
+def test_what_there_is_room_for_is_never_dropped(allowed: int, size: int) -> None:
+    """Datagrams are asked for as long as there is room; each that was given has to be taken."""
+    box = outbox()
+    count = 0
+    while box.datagram_room(allowed) > 0:
+        assert box.add_datagram(bytes(size))
+        count += 1
+    assert count * (size + DATAGRAM_COST) >= min(
+        DATAGRAM_AHEAD + max(0, allowed), DATAGRAM_QUEUE - ROOM - DATAGRAM_COST
+    )
+    assert count * size <= DATAGRAM_AHEAD + max(0, allowed) + size

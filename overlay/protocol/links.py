@@ -222,6 +222,14 @@ class Links:
         else:
             self.selected = None
 
+    def takes_datagrams(self, connection: int) -> bool:
+        """Whether the peer is known to have that connection carry the session: before, it drops datagrams.
+
+        On QUIC and raw UDP they would overtake the ACCEPT in front of them.
+        """
+        link = self.all.get(connection)
+        return link is not None and link.phase in ACTIVE and not link.early
+
     def surplus(self, session: SessionState | None) -> list[Link]:
         """Those to retire: only the side with the smaller key does."""
         if not self._smaller:

@@ -39,6 +39,8 @@ class Progress:
     """The transport's PTO, in seconds; None before the first sample."""
     received: int = 0
     """Bytes that have come, of frames and streams."""
+    rtt_min: float | None = None
+    """The least round-trip time of the path, in seconds; None: unknown."""
 
 
 class Verdict(Enum):

@@ -5,6 +5,10 @@ carried it (its *carrier*), so that the loss of one is answered exactly: what we
 
 Writers wait when their stream has too much unsent, or the session too much unacknowledged; they are woken at half of
 the first and three quarters of the second, so that each wake-up is worth it.
+
+A stream with a *source* has no writer. The source is asked within `take`, when all that the stream has has left, and
+for no more than leaves with that piece: so what has not left is still the source's, to be put in another order or taken
+back. It is asked as long as it gives something; after b"" only when `more` says so.
 """
 
 from collections import deque
@@ -49,6 +53,8 @@ class Outgoing:
         self._carried: dict[int, set[StreamCore]] = {}
         self._waiting: dict[StreamCore, None] = {}
         """Those that are held back until `resume`."""
+        self._starved: dict[StreamCore, None] = {}
+        """Those whose source was not asked, as too much is unacknowledged."""
 
     @property
     def has_data(self) -> bool:
@@ -98,10 +104,22 @@ class Outgoing:
         self._unblock(stream)
         self._wake_writers()
 
+    def supply(self, stream: StreamCore, source: Callable[[int], bytes]) -> None:
+        """Ask `source` for bytes from now on."""
+        stream.sending.source = source
+        self.more(stream)
+
+    def more(self, stream: StreamCore) -> None:
+        """The stream's source may have something."""
+        sending = stream.sending
+        if sending.source is not None:
+            sending.hungry = True
+            self.activate(stream)
+
     def activate(self, stream: StreamCore) -> None:
         """Let the stream take its turn if it may send."""
         sending = stream.sending
-        if not sending.queued and sending.available > 0:
+        if not sending.queued and (sending.available > 0 or sending.drawable > 0):
             sending.queued = True
             self._queues[stream.priority].append(stream)
 
@@ -109,6 +127,7 @@ class Outgoing:
         """Nothing of the stream is sent or awaited any more."""
         self._blocked.pop(stream, None)
         self._waiting.pop(stream, None)
+        self._starved.pop(stream, None)
         for carrier in stream.carriers:
             self._carried[carrier].discard(stream)
         stream.carriers.clear()
@@ -119,6 +138,7 @@ class Outgoing:
         self._blocked.clear()
         self._carried.clear()
         self._waiting.clear()
+        self._starved.clear()
         for queue in self._queues:
             queue.clear()
 
@@ -171,7 +191,10 @@ class Outgoing:
     # ---------------------------------------------------------------- outputs
 
     def take(self, carrier: int, size: int) -> Chunk | None:
-        """The next piece, at most `size` bytes; None when there is nothing to send now."""
+        """The next piece, at most `size` bytes; None when there is nothing to send now.
+
+        Sources are asked for what they have, see `supply`.
+        """
         if size <= 0:
             return None
         for queue in self._queues:
@@ -179,6 +202,8 @@ class Outgoing:
                 stream = queue.popleft()
                 sending = stream.sending
                 available = sending.available
+                if available <= 0 and sending.hungry:
+                    available = self._draw(stream, size)
                 if available <= 0 or stream.removed:
                     sending.queued = False
                     continue
@@ -187,7 +212,7 @@ class Outgoing:
                 sending.sent += len(data)
                 sending.highest = max(sending.highest, sending.sent)
                 self.note(stream, carrier, sending.sent)
-                idle = len(data) >= available
+                idle = len(data) >= available and not sending.hungry
                 if idle:
                     sending.queued = False
                 else:
@@ -207,6 +232,24 @@ class Outgoing:
 
     # ---------------------------------------------------------------- private
 
+    def _draw(self, stream: StreamCore, size: int) -> int:
+        """Ask the stream's source for what can leave now, at most `size` bytes; how many bytes may be sent then."""
+        sending = stream.sending
+        drawable = sending.drawable
+        if drawable <= 0 or stream.removed or sending.source is None:
+            return 0
+        room = min(drawable, size, CHUNK, self._limits.session_send_buffer - self.buffered)
+        if room <= 0:
+            self._starved[stream] = None
+            return 0
+        data = sending.source(room)
+        if not data:
+            sending.hungry = False
+            return 0
+        sending.buffer.append(data)
+        self.buffered += len(data)
+        return sending.available
+
     def _wake_writer(self, stream: StreamCore) -> None:
         if self.buffered > self._limits.session_send_buffer * 3 // 4:
             self._full = True
@@ -216,6 +259,10 @@ class Outgoing:
 
     def _wake_writers(self) -> None:
         """After the session as a whole was full."""
+        if self._starved and self.buffered < self._limits.session_send_buffer:
+            starved, self._starved = self._starved, {}
+            for stream in starved:
+                self.activate(stream)
         if self._full and self.buffered <= self._limits.session_send_buffer * 3 // 4:
             self._full = False
             for stream in tuple(self._blocked):

@@ -3,9 +3,8 @@
 A connection begins with the dialler's HELLO and the acceptor's ACCEPT; `judgement` has the table of what becomes of it.
 After ACCEPT both sides report with WINDOWs what they have received, closed by SYNC, and continue from there. The same
 follows on another connection when one is lost or silent; a SYNC is answered by FIN, RESET and STOP of all streams where
-they are not acknowledged. Until an
-acceptor has read SYNC it sends at most 64 KiB of stream bytes, as does a dialler until ACCEPT: on QUIC they may
-overtake the frame that the other side waits for, and are held there.
+they are not acknowledged. Until an acceptor has read SYNC it sends at most 64 KiB of stream bytes, as does a dialler
+until ACCEPT: on QUIC they may overtake the frame that the other side waits for, and are held there.
 
 Feed it with `connection_made`, `receive`, `connection_lost`, `handle_timeout`; carry out `take_actions` in order; send
 `frames_to_send` of each connection, and of the selected one the session's frames and bytes too.
@@ -26,7 +25,7 @@ from overlay.protocol.actions import (
     Suspected,
 )
 from overlay.protocol.budget import Budget, SessionLimits
-from overlay.protocol.codes import CloseCode
+from overlay.protocol.codes import ENDS_SESSION, CloseCode
 from overlay.protocol.frames import (
     VARINT_MAX,
     Accept,
@@ -81,6 +80,7 @@ class PeerCore:
         self._settings = settings
         self._linger = int(min(settings.linger * 1000, VARINT_MAX))
         self._links = Links(smaller=self._smaller)
+        self.takes_datagrams = self._links.takes_datagrams
         self._dials = 0
         self._keepalives: dict[str, Keepalive] = {}  # by transport: what NATs bear outlives a connection
         self._actions: list[Action] = []
@@ -107,8 +107,7 @@ class PeerCore:
 
     def is_suspect(self, connection: int) -> bool:
         """Whether that connection is silent."""
-        link = self._links.all.get(connection)
-        return link is not None and link.suspect
+        return (link := self._links.all.get(connection)) is not None and link.suspect
 
     # ---------------------------------------------------------------- commands
 
@@ -121,8 +120,10 @@ class PeerCore:
             self._links.reselect(self.session)
         return self.session
 
-    def close_session(self, session: SessionState, now: float, *, reason: str = "") -> None:
-        """End it now, on purpose: its connections are closed with SESSION_CLOSED."""
+    def close_session(
+        self, session: SessionState, now: float, *, code: CloseCode = CloseCode.SESSION_CLOSED, reason: str = ""
+    ) -> None:
+        """End it now, on purpose: its connections are closed with `code`, one of `ENDS_SESSION`."""
         if session is not self.session:
             return
         link = self._links.selected
@@ -130,7 +131,7 @@ class PeerCore:
             # What was received is acknowledged: the peer may wait for that before it closes, too.
             session.core.handle_timeout(float("inf"))
             link.frames += session.core.control_to_send(link.id)
-        self._end(Ending.CLOSED_BY_US, now, close=CloseCode.SESSION_CLOSED, reason=reason)
+        self._end(Ending.CLOSED_BY_US, now, close=code, code=code, reason=reason)
         self._judge_again(now)
 
     def ping(self, now: float, connection: int | None = None) -> int | None:
@@ -211,7 +212,7 @@ class PeerCore:
             self._recovered(link)
         try:
             if link.session is not None and link.session is self.session:
-                link.session.core.receive_stream(stream, offset, data, now)
+                link.session.core.receive_stream(stream, offset, data, now, link.watch)
         except ProtocolViolation as violation:
             self._close(link, violation.code, violation.reason, now)
 
@@ -230,7 +231,7 @@ class PeerCore:
     def _lost(
         self, link: Link, session: SessionState, was: Phase, now: float, *, code: int, reason: str, by_peer: bool
     ) -> None:
-        if by_peer and code == CloseCode.SESSION_CLOSED and was in ACTIVE:
+        if by_peer and code in ENDS_SESSION and was in ACTIVE:
             self._end(Ending.CLOSED_BY_PEER, now, close=CloseCode.SESSION_CLOSED, code=code, reason=reason)
             return
         self._leave(link, session, now)
@@ -334,7 +335,7 @@ class PeerCore:
             return
         match event:
             case StreamData():
-                session.core.receive_stream(event.stream, event.offset, event.data, now)
+                session.core.receive_stream(event.stream, event.offset, event.data, now, link.watch)
             case Sync():
                 if link.synced:
                     # The peer has lost a connection: what it said there of streams that have ended is gone.

@@ -7,13 +7,14 @@ arrive is state, not events: credit, acknowledgements, FIN, RESET, STOP and GONE
 
 The way of a byte: `write` puts it into a send buffer; `data_to_send` takes pieces in the order control-priority, bulk,
 by round robin; `receive_stream` on the other side reassembles by offset; `read` hands it out and makes room. What is
-acknowledged by WINDOW is forgotten by the sender.
+acknowledged by WINDOW is forgotten by the sender. With `supply` there is no buffer at the beginning of that way: the
+bytes are asked for when their piece is taken.
 
 Call `control_to_send` before `data_to_send`; after any `receive_*`, `read` or timeout there may be more to send.
 `take_changed` and `take_opened` tell the shell whom to wake.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -35,15 +36,15 @@ from overlay.protocol.frames import (
     encode,
     opening,
 )
+from overlay.protocol.liveness import Progress
 from overlay.protocol.outgoing import CHUNK, Chunk, Outgoing
 from overlay.protocol.stream import ACK_EVERY, Ending, Priority, StreamCore
+from overlay.protocol.window import GROWTH, Sizing
 
 __all__ = ["CHUNK", "Chunk", "SessionCore", "SessionEvent", "SessionFrame", "SessionLimits"]
 
 ACK_DELAY: Final = 0.02
 """Seconds after which received bytes are acknowledged at the latest."""
-GROWTH: Final = 4
-"""Factor by which a window grows each time the application has read a whole one."""
 SPARE: Final = 4
 """One part in four of a shared budget is kept from growth, for the minimum of newcomers."""
 
@@ -82,6 +83,8 @@ class SessionCore:
         self._repeat_due = False
         self._unreported: dict[StreamCore, None] = {}
         self._ack_at: float | None = None
+        self._sizing = Sizing()
+        self._now = 0.0
         self._changed: dict[StreamCore, None] = {}
         self._opened: list[StreamCore] = []
         self.may_open = False
@@ -120,6 +123,7 @@ class SessionCore:
         stream.priority = priority
         self._next_local += 2
         self._opened_local += 1
+        stream.sending.prefix = len(header)
         self.streams[stream.id] = stream
         self._outgoing.append(stream, header)
         return stream
@@ -135,6 +139,27 @@ class SessionCore:
         if stream.sending.ending is not None or stream.removed:
             raise ValueError(f"stream {stream.id} has ended")
         return self._outgoing.write(stream, data)
+
+    def supply(self, stream: StreamCore, source: Callable[[int], bytes]) -> None:
+        """Have `source` asked for the stream's bytes, from within `data_to_send`, behind what was written before.
+
+        Args:
+            stream: the stream.
+            source: gets how many bytes can leave now, at least 1, and returns so many, fewer or more; what is beyond
+                stays in the stream, as if written. b"": nothing now, ask when `more` was called. It must not raise,
+                nor call anything of the session.
+
+        Raises:
+            ValueError: the half has ended, as for `write`.
+        """
+        if stream.sending.ending is not None or stream.removed:
+            raise ValueError(f"stream {stream.id} has ended")
+        self._outgoing.supply(stream, source)
+
+    def more(self, stream: StreamCore) -> None:
+        """The stream's source may have something. Nothing when it has none, or none any more."""
+        if not stream.removed:
+            self._outgoing.more(stream)
 
     def finish(self, stream: StreamCore) -> None:
         """FIN behind all that was written. Nothing when the half has ended already."""
@@ -187,6 +212,7 @@ class SessionCore:
         """Give back all memory: the session is over. The streams stay readable for their holders."""
         for stream in self.streams.values():
             stream.removed = True
+            stream.sending.forget_source()
             self._changed[stream] = None
         self.streams.clear()
         self._budget.release(self._budget.used)
@@ -212,12 +238,22 @@ class SessionCore:
                     stream.sending.limit = window
                     self._outgoing.activate(stream)
 
-    def receive_stream(self, stream_id: int, offset: int, data: bytes, now: float) -> None:
+    def receive_stream(
+        self, stream_id: int, offset: int, data: bytes, now: float, watch: Callable[[], Progress] | None = None
+    ) -> None:
         """A piece of a stream arrived.
+
+        Args:
+            stream_id: whose piece it is.
+            offset: where it begins.
+            data: its bytes.
+            now: the clock.
+            watch: tells what the connection that brought it knows of its path; None: nothing.
 
         Raises:
             ProtocolViolation: the connection that brought it has to be closed.
         """
+        self._now = now
         stream = self._find(stream_id)
         if stream is None:
             self._gone[stream_id] = None
@@ -228,6 +264,8 @@ class SessionCore:
             if offset + len(data) <= receiving.buffer.received:
                 self._windows[stream] = None
             return
+        if self._sizing.enough < self.limits.stream_window:
+            self._sizing.received(receiving.reading, offset + len(data), receiving.buffer.consumed, now, watch)
         self._received(stream, now)
 
     def receive_frame(self, frame: SessionFrame, now: float) -> None:
@@ -300,6 +338,7 @@ class SessionCore:
 
     def handle_timeout(self, now: float) -> None:
         """Acknowledge what has waited long enough."""
+        self._now = now
         if self._ack_at is not None and now >= self._ack_at:
             self._ack_at = None
             self._windows.update(self._unreported)
@@ -337,12 +376,13 @@ class SessionCore:
         if self._gone:
             frames.extend(encode(Gone(stream)) for stream in self._gone)
             self._gone.clear()
-        frames.extend(self._take_windows(self._windows))
         if self._stops:
+            # Before the WINDOWs: what they acknowledge from then on is dropped, and the peer is to know.
             frames.extend(
                 encode(Stop(stream.id, stream.receiving.stopped or 0)) for stream in self._stops if not stream.removed
             )
             self._stops.clear()
+        frames.extend(self._take_windows(self._windows))
         if self._ends:
             frames.extend(
                 self._end_frame(stream, carrier) for stream in self._ends if not (stream.removed or stream.sending.done)
@@ -351,9 +391,14 @@ class SessionCore:
         return frames
 
     def report(self) -> list[bytes]:
-        """WINDOW for every stream: where the peer has to continue after an attach."""
+        """WINDOW for every stream: where the peer has to continue after an attach. STOPs go before them."""
+        stops = [
+            encode(Stop(stream.id, stream.receiving.stopped))
+            for stream in self.streams.values()
+            if stream.receiving.stopped is not None and not stream.receiving.complete
+        ]
         self._windows = dict.fromkeys(self.streams.values())
-        return list(self._take_windows(self._windows))
+        return [*stops, *self._take_windows(self._windows)]
 
     def data_to_send(self, carrier: int, size: int) -> Chunk | None:
         """The next piece, at most `size` bytes; None when there is nothing to send now."""
@@ -500,6 +545,8 @@ class SessionCore:
             if stream.removed:
                 continue
             receiving = stream.receiving
+            if receiving.next_limit > receiving.limit:
+                receiving.reading.granted(receiving.limit, self._now)
             receiving.limit = receiving.next_limit
             receiving.reported = receiving.received
             self._unreported.pop(stream, None)
@@ -511,9 +558,9 @@ class SessionCore:
         receiving = stream.receiving
         read = receiving.buffer.consumed - receiving.grown_at
         if read >= receiving.window and receiving.window < self.limits.stream_window:
-            larger = min(receiving.window * GROWTH, self.limits.stream_window)
+            larger = min(receiving.window * GROWTH, self.limits.stream_window, self._sizing.enough)
             receiving.grown_at = receiving.buffer.consumed
-            if self._budget.reserve(larger - receiving.window, spare=SPARE):
+            if larger > receiving.window and self._budget.reserve(larger - receiving.window, spare=SPARE):
                 receiving.window = larger
         # `next_limit` would say the same; but this is asked for each message that is read.
         if 2 * (receiving.buffer.consumed + receiving.window - receiving.limit) >= receiving.window:

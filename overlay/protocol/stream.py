@@ -5,12 +5,14 @@ behind the last byte, so `received == final + 1` is the acknowledgement of the e
 repeated until it is acknowledged, not an event that could be lost.
 """
 
+from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import Final
 
 from overlay.protocol.buffers import GAP, MAX_GAPS, ReceiveBuffer, SendBuffer
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import VARINT_MAX, ProtocolViolation
+from overlay.protocol.window import Reading
 
 ACK_EVERY: Final = 256 * 1024
 """Received bytes after which an acknowledgement leaves at once; before that, the session's timer sends it."""
@@ -38,13 +40,17 @@ class SendHalf:
         "blocked",
         "buffer",
         "code",
+        "delivered",
         "ending",
         "final",
         "highest",
+        "hungry",
         "limit",
+        "prefix",
         "promised",
         "queued",
         "sent",
+        "source",
         "stopped",
         "waiting",
     )
@@ -54,7 +60,15 @@ class SendHalf:
         self.sent = 0
         self.highest = 0
         self.acked = 0
+        self.delivered = 0
+        """What of the bytes the peer has; unlike `acked`, a RESET that is acknowledged does not count."""
+        self.prefix = 0
+        """Bytes in front of what is written: the protocol's name, on the side that has opened the stream."""
         self.limit = limit
+        self.source: Callable[[int], bytes] | None = None
+        """Asked for bytes when they can leave, instead of having them written ahead of time."""
+        self.hungry = False
+        """The source may have more: it has said so, and not said b"" since."""
         self.final: int | None = None
         self.ending: Ending | None = None
         self.code = 0
@@ -83,8 +97,26 @@ class SendHalf:
         """Bytes that may be sent now."""
         return 0 if self.waiting else min(self.buffer.end, self.limit) - self.sent
 
+    @property
+    def drawable(self) -> int:
+        """Bytes that the source could be asked for now: when all that is there has left, and there is credit."""
+        if not self.hungry or self.waiting or self.sent < self.buffer.end:
+            return 0
+        return self.limit - self.sent
+
+    @property
+    def bytes_sent(self) -> int:
+        """What of the bytes written or supplied has left at least once."""
+        return max(0, self.highest - self.prefix)
+
+    @property
+    def bytes_delivered(self) -> int:
+        """What of the bytes written or supplied the peer has acknowledged."""
+        return max(0, self.delivered - self.prefix)
+
     def end(self, ending: Ending, code: int = 0) -> None:
-        """FIN behind all that was written, or RESET behind all that was sent."""
+        """FIN behind all that was written, or RESET behind all that was sent; the source is asked no more."""
+        self.forget_source()
         if ending is Ending.RESET:
             if self.final is None or not self.promised:
                 self.final = self.highest
@@ -112,8 +144,18 @@ class SendHalf:
         data = min(received, self.buffer.end)
         if self.ending is not Ending.RESET:
             self.buffer.acknowledge(data)
+            self.delivered = data
+        elif self.stopped is None and self.final is not None and received <= self.final:
+            # One more would acknowledge the RESET, which says nothing of the bytes in front of it. And what comes to a
+            # peer that has said STOP is acknowledged, but dropped.
+            self.delivered = received
         self.sent = max(self.sent, data)
         return True
+
+    def forget_source(self) -> None:
+        """Nothing is supplied any more."""
+        self.source = None
+        self.hungry = False
 
     def rewind(self) -> None:
         """What was sent and not acknowledged is lost: it goes out again."""
@@ -131,6 +173,7 @@ class ReceiveHalf:
         "grown_at",
         "highest",
         "limit",
+        "reading",
         "reported",
         "stop_pending",
         "stopped",
@@ -143,6 +186,7 @@ class ReceiveHalf:
         """Reserved in the session's budget."""
         self.limit = window
         self.grown_at = 0
+        self.reading = Reading()
         self.highest = 0
         self.reported = 0
         self.final: int | None = None

@@ -15,6 +15,7 @@ from overlay.endpoint import Endpoint
 from overlay.errors import (
     BusyError,
     DatagramTooLarge,
+    OverlayError,
     SessionClosed,
     StreamClosed,
     StreamError,
@@ -224,6 +225,130 @@ class Conformance:
             assert [error.limit for error in caught if isinstance(error, DatagramTooLarge)] == [size]
             await it.theirs.send_datagram(b"answer")
             assert await it.session.receive_datagram() == b"answer"
+
+    async def test_a_supplied_stream_outlives_its_connection(self) -> None:
+        """Every byte once and in order; what is asked for leaves at once, so at the end nothing is left over."""
+        sent = os.urandom(4 * MiB)
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            given = 0
+
+            def source(room: int) -> bytes:
+                nonlocal given
+                # Whole pieces of a thousand bytes, as somebody who has frames would do it.
+                end = min(given + -(-room // 1000) * 1000, len(sent) // 2 if held else len(sent))
+                data, given = sent[given:end], end
+                return data
+
+            held = True
+            ours.supply(source)
+            async with raises(StreamClosed):
+                await ours.write(b"x")
+            async with raises(StreamClosed):
+                ours.supply(source)
+            got = await theirs.readexactly(MiB)
+            for connection in connections(it.dialler, it.acceptor.peer_id):
+                connection.abort()
+            got += await theirs.readexactly(MiB)
+            await until(lambda: ours.bytes_delivered == 2 * MiB)
+            assert ours.bytes_sent == given == 2 * MiB
+            held = False
+            ours.more()
+            got += await theirs.readexactly(2 * MiB)
+            await ours.write_eof()
+            await ours.wait_delivered()
+            assert got == sent
+            assert await theirs.read() == b""
+            assert ours.bytes_delivered == ours.bytes_sent == given == len(sent)
+
+    async def test_a_reader_that_stops_reading_stops_the_source(self) -> None:
+        """What it has not asked for stays with the caller: no more leaves than the peer has room for."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            sending = ours._core.sending
+            ours.supply(bytes)
+            await until(lambda: sending.acked == sending.limit)
+            assert ours.bytes_sent == ours.bytes_delivered == sending.limit - sending.prefix
+            assert sending.unsent == 0
+            ours._reset(0)
+            async with raises(StreamReset):
+                await theirs.read()
+
+    async def test_supplied_datagrams_and_a_saturating_stream_both_go_on(self) -> None:
+        """Neither starves the other, however much either has."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            numbers = iter(range(1_000_000))
+            it.session.supply_datagrams(lambda longest: next(numbers).to_bytes(4, "big").ljust(min(longest, 1000)))
+            ours.supply(bytes)
+            received = theirs._core.receiving.buffer
+            seen = -1
+            for _ in range(10):
+                target = received.consumed + MiB
+                arrived = 0
+                while received.consumed < target or arrived < 50:
+                    await theirs.readexactly(1)
+                    await theirs.read(256 * KiB)
+                    while it.theirs._datagrams:
+                        number = int.from_bytes((await it.theirs.receive_datagram())[:4], "big")
+                        assert number > seen
+                        seen = number
+                        arrived += 1
+
+    async def test_datagrams_are_asked_for_as_they_leave(self) -> None:
+        """None means nothing now; a lost connection, or a session that is over, asks for nothing."""
+        async with pair(self.transport) as it:
+            stock = [b"first", b""]
+            asked: list[int] = []
+
+            def source(longest: int) -> bytes | None:
+                asked.append(longest)
+                return stock.pop(0) if stock else None
+
+            it.session.supply_datagrams(source)
+            assert not asked
+            assert await it.theirs.receive_datagram() == b"first"
+            assert await it.theirs.receive_datagram() == b""
+            assert len(asked) == 3
+            assert 0 < min(asked) <= max(asked) <= it.session.max_datagram_size
+            await it.session.ping()
+            assert len(asked) == 3
+            for connection in connections(it.dialler, it.acceptor.peer_id):
+                connection.abort()
+            stock.append(b"with the next connection")
+            it.session.more_datagrams()
+            assert await it.theirs.receive_datagram() == b"with the next connection"
+            await it.session.aclose()
+            stock.append(b"never")
+            it.session.more_datagrams()
+            await it.theirs.wait_closed()
+            assert stock == [b"never"]
+            async with raises(SessionClosed):
+                it.session.supply_datagrams(source)
+
+    async def test_a_peer_that_misbehaved_is_told_so(self) -> None:
+        """Its session ends as by any close, with the code and the reason."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            with suppress(OverlayError):
+                it.session.close(code=CloseCode.SILENT)
+            assert it.session.state == "connected"
+            it.session.close(code=CloseCode.MISBEHAVED, reason="a frame is too long")
+            for session, by_peer in ((it.session, False), (it.theirs, True)):
+                error = await session.wait_closed()
+                assert isinstance(error, SessionClosed)
+                assert (error.by_peer, error.code) == (by_peer, CloseCode.MISBEHAVED)
+                assert error.reason == "a frame is too long"
+            for stream in (ours, theirs):
+                async with raises(SessionClosed):
+                    await stream.read(1)
+            await until(lambda: not connections(it.acceptor, it.dialler.peer_id))
+
+    async def test_the_path_of_what_came_last(self) -> None:
+        """Named by the receiver; it goes both ways."""
+        async with pair(self.transport) as it, it.streams() as (ours, theirs):
+            await ours.write(b"x")
+            await theirs.readexactly(1)
+            path = it.theirs.received_on
+            assert path is not None
+            assert (path.transport, path.direction) == (self.transport, "both")
+            assert it.session.received_on is None
 
     async def test_an_orderly_close_is_seen_by_both_sides(self) -> None:
         """Everybody who waits is told who closed."""

@@ -1,9 +1,9 @@
 """What a transport is, seen from the session: connections that carry frames, stream bytes and datagrams.
 
-The way of a byte out: the session asks `sendable()`, takes that much from its streams, calls `send_frame`,
-`send_stream` and `send_datagram`, and `flush` once at the end. When there is room again, the connection calls
-`handler.writable`. The way in: one wake-up of the socket reads all that is there, calls the handler's `*_received` for
-each piece, then `handler.writable` once, so that all answers leave together.
+The way of a byte out: the session asks `sendable()` and `datagram_room()`, takes that much from its streams and from
+whoever supplies datagrams, calls `send_frame`, `send_stream` and `send_datagram`, and `flush` once at the end. When
+there is room again, the connection calls `handler.writable`. The way in: one wake-up of the socket reads all that is
+there, calls the handler's `*_received` for each piece, then `handler.writable` once: all answers leave together.
 
 The way of an error: whatever breaks a connection, a peer's garbage, a reset, silence, ends in exactly one call of
 `handler.closed` with a `CloseReason`. Calls on a closed connection do nothing. Nothing else of the endpoint is touched.
@@ -16,12 +16,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from overlay.addresses import Address
 from overlay.identity import PeerId
 from overlay.protocol.codes import CloseCode
 from overlay.protocol.frames import Control
+
+Direction = Literal["both", "send", "receive"]
+"""Which ways bytes go, seen from here."""
 
 
 class Role(Enum):
@@ -84,6 +87,7 @@ class Connection(ABC):
 
     Attributes:
         transport: the transport's name.
+        direction: which ways it carries bytes.
         peer_id: the key that the peer has proven.
         remote: where it is.
         local: our own address on it, if known.
@@ -93,6 +97,7 @@ class Connection(ABC):
     """
 
     transport: ClassVar[str]
+    direction: ClassVar[Direction] = "both"
     _ids = itertools.count(1)
 
     def __init__(
@@ -130,6 +135,11 @@ class Connection(ABC):
     @abstractmethod
     def rtt(self) -> float | None:
         """Smoothed round-trip time in seconds as the transport measures it, or None before the first sample."""
+
+    @property
+    def rtt_min(self) -> float | None:
+        """The least round-trip time that was measured on this path, in seconds: without queues; None: unknown."""
+        return None
 
     @property
     @abstractmethod
@@ -178,6 +188,14 @@ class Connection(ABC):
 
         Raises:
             DatagramTooLarge: it is longer than `max_datagram_size`.
+        """
+
+    @abstractmethod
+    def datagram_room(self) -> int:
+        """How many bytes of datagrams it takes now; 0 or less: wait for `handler.writable`.
+
+        No more than what could leave at once and some 16 KiB: what waits in a connection can neither be overtaken nor
+        taken back. While stream bytes wait, too, both have their share.
         """
 
     @abstractmethod

@@ -27,6 +27,7 @@ from typing import Any, Final, cast
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
@@ -54,7 +55,7 @@ from overlay.identity import Identity, PeerId, peer_id_of
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.transports.base import ClosedBy, CloseReason, Role
-from overlay.transports.quic_congestion import OVERLAY, ApplicationLimitedReno
+from overlay.transports.quic_congestion import OVERLAY, OverlayReno
 from overlay.transports.quic_handshakes import CONNECTION_ID_BYTES
 from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
 
@@ -77,8 +78,12 @@ MAX_CRYPTO_FRAGMENTS: Final = 16
 MAX_FRAGMENTS: Final = 512
 """Gaps in one stream. A run is 900 packets, so 450 is what the worst order of arrival makes; each more costs memory
 and a linear search, and somebody sends one byte in two on purpose."""
+UNSENT_DATAGRAMS: Final = 16 * KiB
+"""The same of datagrams, and by how much they may be ahead of streams that wait, too."""
 UNSENT: Final = 64 * KiB
-"""Bytes that may wait below us: enough to fill every packet, little enough for a control frame to overtake."""
+"""Bytes that may wait below us at most, beyond what the window has room for ..."""
+UNSENT_SECONDS: Final = 0.002
+"""... and no more than leaves in this time, or two packets: what is not taken yet, what is urgent overtakes."""
 REVIVAL: Final = 0.25
 """Seconds of silence after which a packet is news, if a probe would have been answered in less. Before the round-trip
 time is known, it may be that of a satellite, and the backoff is what lets an answer come before the next probe."""
@@ -175,6 +180,9 @@ class Engine(QuicConnection):
         self._handed_over = 0
         self._control_handed_over = 0
         self._written = 0
+        self._datagrams_written = 0
+        self._even = 0
+        """How many more bytes of datagrams than of streams there were when both had had the same."""
         # aioquic hard-codes 128; we use no bidirectional streams, so a peer gets none to fill.
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
 
@@ -194,6 +202,11 @@ class Engine(QuicConnection):
         return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
 
     @property
+    def rtt_min(self) -> float | None:
+        """The least round-trip time of the path in seconds, or None. aioquic's own is a millisecond at least."""
+        return self.congestion.rtt_min
+
+    @property
     def probe_timeout(self) -> float | None:
         """In seconds, without backoff, or None before the first sample."""
         return self._loss.get_probe_timeout() if self._loss._rtt_initialized else None
@@ -209,9 +222,9 @@ class Engine(QuicConnection):
         return self.congestion.last_acknowledged
 
     @property
-    def congestion(self) -> ApplicationLimitedReno:
+    def congestion(self) -> OverlayReno:
         """The congestion control, which also counts what was sent and lost."""
-        return cast("ApplicationLimitedReno", self._loss._cc)
+        return cast("OverlayReno", self._loss._cc)
 
     @property
     def mtu(self) -> int:
@@ -263,7 +276,34 @@ class Engine(QuicConnection):
             return 0
         unsent = self._written - self._remote_max_data_used
         window = max(0, self._loss.congestion_window - self._loss.bytes_in_flight)
-        return min(window + UNSENT - unsent, self._remote_max_data - self._written - MAX_HEADER)
+        room = window + self._reserve() - unsent
+        # A few bytes at a time would make packets of pieces.
+        if room < self._max_datagram_size:
+            return 0
+        return min(room, self._remote_max_data - self._written - MAX_HEADER)
+
+    def _reserve(self) -> int:
+        """Bytes that should wait beside what may leave now, so that packets are full."""
+        rate = self._loss.congestion_window / max(self._loss._rtt_smoothed, K_GRANULARITY)
+        return max(2 * self._max_datagram_size, min(UNSENT, int(rate * UNSENT_SECONDS)))
+
+    def datagram_room(self) -> int:
+        """How many bytes of DATAGRAM frames may be queued now.
+
+        aioquic sends them before all streams. So while stream bytes wait, they are queued no faster than those leave.
+        """
+        window = max(0, self._loss.congestion_window - self._loss.bytes_in_flight)
+        room = window + UNSENT_DATAGRAMS - sum(map(len, self._datagrams_pending))
+        more = self._datagrams_written - self._remote_max_data_used
+        if self._written <= self._remote_max_data_used or more < self._even:
+            self._even = more
+            return room
+        return min(room, UNSENT_DATAGRAMS + self._even - more)
+
+    def send_datagram_frame(self, data: bytes) -> None:
+        """Queue a DATAGRAM frame."""
+        self._datagrams_written += len(data)
+        super().send_datagram_frame(data)
 
     def handshake_error(self) -> Exception:
         """What to tell the dialler of a handshake that is over."""

@@ -66,6 +66,11 @@ class QuicLink(Connection):
         return self._engine.rtt
 
     @property
+    def rtt_min(self) -> float | None:
+        """The least round-trip time of this path, in seconds (RFC 9002 section 5.2)."""
+        return self._engine.rtt_min
+
+    @property
     def probe_timeout(self) -> float | None:
         """In seconds, without backoff (RFC 9002 section 6.2.1)."""
         return self._engine.probe_timeout
@@ -91,7 +96,7 @@ class QuicLink(Connection):
         return self._engine.last_progress
 
     def sendable(self) -> int:
-        """How many stream bytes it takes now: what the congestion window has room for and 64 KiB in reserve."""
+        """How many stream bytes it takes now: what the congestion window has room for and a small reserve."""
         return 0 if self._closed else self._engine.room()
 
     def send_frame(self, frame: bytes) -> None:
@@ -124,6 +129,12 @@ class QuicLink(Connection):
         self.bytes_sent += len(data)
         self._engine.send_datagram_frame(data)
         return True
+
+    def datagram_room(self) -> int:
+        """What the congestion window has room for and 16 KiB in reserve."""
+        if self._closed or self._engine.waiting_datagrams >= MAX_WAITING_DATAGRAMS:
+            return 0
+        return self._engine.datagram_room()
 
     def flush(self) -> None:
         """Send what is queued; within a wake-up of the socket that happens once, at its end."""

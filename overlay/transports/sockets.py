@@ -26,12 +26,13 @@ _BACKLOG = 128
 _PORT_ATTEMPTS = 16
 """A port that is free for one protocol is rarely taken for the other; 16 times
 in a row, something else is wrong."""
-_TCP_INFO = struct.Struct("=16xI4xI24xIII4xII4xI16xI24xQ20xI32xI28xI")
+_TCP_INFO = struct.Struct("=16xI4xI24xIII4xII4xI16xI24xQ12xI4xI32xI28xI")
 """The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: tcpi_snd_mss at 16, tcpi_unacked
 (segments) at 24, tcpi_last_data_recv and tcpi_last_ack_recv (ms) at 52 and 56, tcpi_pmtu at 60, tcpi_rtt and
 tcpi_rttvar (us) at 68 and 72, tcpi_snd_cwnd (segments) at 80, tcpi_total_retrans at 100, tcpi_bytes_received at 128,
 tcpi_data_segs_out at 156, tcpi_delivered (segments) at 192, tcpi_rcv_ooopack at 224, since Linux 5.4."""
 _TCP_INFO_SIZE = _TCP_INFO.size
+_NO_SAMPLE = 2**32 - 1
 _LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
 """From linux/in.h and linux/in6.h, like the next ones: the `socket` module of Python 3.11 does not name them."""
@@ -149,6 +150,8 @@ class TcpInfo:
     """Smoothed (RFC 6298)."""
     variance: float
     """Of the round-trip time."""
+    rtt_min: float | None
+    """The least of the last minutes (the kernel's tcp_min_rtt_wlen); None before the first sample."""
     unacknowledged: int
     """Segments on their way."""
     delivered: int
@@ -178,12 +181,13 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
     if len(raw) < _TCP_INFO_SIZE:
         return None
     segment, unacknowledged, since_data, since_ack, mtu, rtt, variance, window, *counts = _TCP_INFO.unpack(raw)
-    repeated, received, sent, delivered, out_of_order = counts
+    repeated, received, least, sent, delivered, out_of_order = counts
     return TcpInfo(
         since_data=since_data / 1e3,
         since_ack=since_ack / 1e3,
         rtt=rtt / 1e6,
         variance=variance / 1e6,
+        rtt_min=least / 1e6 if least != _NO_SAMPLE else None,
         unacknowledged=unacknowledged,
         delivered=delivered,
         received=received,

@@ -3,7 +3,8 @@
 **Little is kept below us.** What TLS has encrypted and the kernel has taken can be overtaken by nothing. So the
 kernel takes no more than TCP_NOTSENT_LOWAT beyond what is in flight, one batch of 64 KiB is encrypted at a time, and
 stream bytes wait in the session: `sendable` is a budget that starts anew whenever poll says that the kernel has
-room. A control frame that comes now is encrypted before all that waits.
+room. A control frame that comes now is encrypted before all that waits. On a slow path all three are smaller, as 64 KiB
+are 6 s of a modem's time: they follow the rate that the kernel sees (`_measure`).
 
 **Life.** OPEN -> CLOSING: we said CLOSE and close_notify, and wait a moment for the peer to hang up, because a
 socket that is closed with unread bytes sends a reset, which can destroy the CLOSE. Any state -> CLOSED: the socket
@@ -12,6 +13,7 @@ is gone. The handler hears of the end once, on leaving OPEN.
 
 import asyncio
 import logging
+import math
 import socket
 import struct
 import time
@@ -49,8 +51,16 @@ _LOG = logging.getLogger("overlay.tcp")
 _BATCH = 64 * 1024
 """Bytes for one send of OpenSSL and of the socket. Measured: 64 KiB 1,545 MB/s, 256 KiB 613 (caches), 4 KiB 336."""
 _BUDGET = 256 * 1024
-"""Stream bytes taken between two reports of room: a quarter of a millisecond at 1 GB/s, so that bytes of another
-stream with a higher priority wait for no more."""
+"""Stream bytes taken between two reports of room at most: a quarter of a millisecond at 1 GB/s, so that bytes of
+another stream with a higher priority wait for no more ..."""
+_BUDGET_SECONDS = 0.004
+"""... and no more than the path carries in this time: enough for the loop to come round and fetch more."""
+_LEAST_BUDGET = 4 * 1024
+"""Bytes; poll reports room when half of it is left, a full segment."""
+_MOST_UNSENT = 128 * 1024
+"""For TCP_NOTSENT_LOWAT: the least with which one stream fills a fast link."""
+_MEASURE_INTERVAL = 0.01
+"""Seconds between two looks at the path's rate, which cost a system call."""
 _CONTROL_LIMIT = {Role.DIALER: 4 * 1024 * 1024, Role.ACCEPTOR: 256 * 1024}
 """Bytes of queued control frames and unsent ciphertext: a peer that makes us answer and never reads is cut off, one
 that dialled us sooner, as keys cost nothing. WINDOWs of 2,048 streams are 40 KiB."""
@@ -128,6 +138,8 @@ class TcpConnection(Connection):
         """Of a frame whose beginning is encrypted: it goes before everything."""
         self._backlog = backlog
         self._handed = 0
+        self._budget = _BUDGET
+        self._measured_at = -math.inf
         self._watching = False
         self._mute = False
 
@@ -153,6 +165,12 @@ class TcpConnection(Connection):
         """The kernel's smoothed round-trip time in seconds (TCP_INFO); None where it does not tell."""
         info = tcp_info(self._sock)
         return info.rtt if info is not None and info.rtt > 0 else None
+
+    @property
+    def rtt_min(self) -> float | None:
+        """The least round-trip time that the kernel has seen lately, in seconds."""
+        info = tcp_info(self._sock)
+        return None if info is None else info.rtt_min
 
     @property
     def probe_timeout(self) -> float | None:
@@ -196,7 +214,9 @@ class TcpConnection(Connection):
 
     def sendable(self) -> int:
         """How many stream bytes it takes before poll has to say again that there is room."""
-        return _BUDGET - self._handed if self._state is _State.OPEN else 0
+        if self._state is _State.OPEN:
+            self._measure()
+        return self._budget - self._handed if self._state is _State.OPEN else 0
 
     def send_frame(self, frame: bytes) -> None:
         """Queue a control frame, before all stream bytes that are not encrypted yet."""
@@ -213,7 +233,7 @@ class TcpConnection(Connection):
         size = len(data)
         self._bulk.append((stream_header(stream, offset, size), data))
         self._handed += size
-        if self._handed >= _BUDGET:
+        if self._handed >= self._budget:
             self._watch()
 
     def send_datagram(self, data: bytes) -> bool:
@@ -230,6 +250,10 @@ class TcpConnection(Connection):
         self._datagrams.append(frame)
         self._datagram_size += len(frame)
         return True
+
+    def datagram_room(self) -> int:
+        """One batch, when the kernel has taken the one before: how much more it would take, only trying tells."""
+        return _BATCH - self._datagram_size if self._state is _State.OPEN and not self._backlog else 0
 
     def flush(self) -> None:
         """Encrypt and send what is queued, as far as the kernel takes it; the rest follows by itself."""
@@ -441,11 +465,34 @@ class TcpConnection(Connection):
             if self._state is _State.OPEN:
                 self.handler.writable(self)
                 self.flush()
-            if not self._backlog and self._handed < _BUDGET and self._state is not _State.CLOSED:
+            if not self._backlog and self._handed < self._budget and self._state is not _State.CLOSED:
                 self._watching = False
                 self._loop.remove_writer(self._sock)
         except Exception as error:  # noqa: BLE001 - as for reading
             self._fail(error)
+
+    def _measure(self) -> None:
+        """Let what waits below the session follow the rate of the path: what may be in flight, per round trip.
+
+        In powers of two, so that the kernel is seldom told. Where it says nothing of the path, the most has to do.
+        """
+        now = time.monotonic()
+        if now < self._measured_at + _MEASURE_INTERVAL:
+            return
+        self._measured_at = now
+        info = tcp_info(self._sock)
+        if info is None or info.rtt <= 0:
+            return
+        wanted = info.congestion_window / info.rtt * _BUDGET_SECONDS
+        budget = max(_LEAST_BUDGET, min(_BUDGET, 1 << int(wanted).bit_length()))
+        if budget != self._budget:
+            self._budget = budget
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                unsent = min(budget, _MOST_UNSENT)
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
+            if self._handed >= budget:
+                # Whoever is told that there is no room now is told when there is.
+                self._watch()
 
     def _pump(self) -> None:
         if self._backlog:
@@ -466,6 +513,7 @@ class TcpConnection(Connection):
             self._hang_up()
 
     def _next_batch(self) -> bytes:
+        full = min(self._budget, _BATCH)
         parts: list[bytes | memoryview] = [self._rest]
         size = len(self._rest)
         self._rest = b""
@@ -479,11 +527,11 @@ class TcpConnection(Connection):
             size += self._datagram_size
             self._datagrams.clear()
             self._datagram_size = 0
-        while self._bulk and size < _BATCH:
+        while self._bulk and size < full:
             header, data = self._bulk.popleft()
             parts += (header, data)
             size += len(header) + len(data)
-            excess = size - _BATCH
+            excess = size - full
             if 0 < excess < len(data):
                 # The batch is whole TLS records: a frame's last ten bytes would cost one of their own.
                 parts[-1], self._rest = memoryview(data)[:-excess], memoryview(data)[-excess:]

@@ -67,6 +67,11 @@ class UdpLink(Connection):
         return self._core.rtt
 
     @property
+    def rtt_min(self) -> float | None:
+        """The least round-trip time of this path, in seconds (RFC 9002 section 5.2)."""
+        return self._core.rtt_min
+
+    @property
     def probe_timeout(self) -> float | None:
         """In seconds, without backoff (RFC 9002 section 6.2.1)."""
         return self._core.probe_timeout
@@ -129,6 +134,10 @@ class UdpLink(Connection):
             return False
         self.bytes_sent += len(data)
         return True
+
+    def datagram_room(self) -> int:
+        """What could leave now and 16 KiB in reserve."""
+        return 0 if self.is_closed else self._core.datagram_room(clock())
 
     def flush(self) -> None:
         """Send what is queued; within a wake-up of the socket that happens once, at its end."""

@@ -202,7 +202,7 @@ class Bbr(Congestion):
             self._prior_window = max(self._prior_window, self.window)
             self._enter(Phase.PROBE_RTT, now)
         elif phase is Phase.STARTUP:
-            congested = self._losses.too_high and self._losses.queued
+            congested = self._losses.flooded or (self._losses.too_high and self._losses.queued)
             if self._growth.level >= phases.FULL_ROUNDS or congested:
                 self._pipe_filled = True
                 self._enter(Phase.DRAIN, now)

@@ -32,6 +32,12 @@ QUEUE_GROWTH: Final = 1.25
 """A round whose lowest round-trip time is so many times the path's has waited in a queue."""
 QUEUE_SECONDS: Final = 0.001
 """And by so many seconds at least: below that it may have waited for the processor."""
+FLOOD_GROWTH: Final = 4.0
+FLOOD_SECONDS: Final = 0.1
+"""STARTUP sends 2.77 times as fast as it knows the path to be, so a round takes no more than that many times as long.
+More than four times, and a tenth of a second for short paths, shows a rate that was never there, such as that of small
+packets that passed a token bucket: seconds of queue on a modem, and no round that says so, as what the session has
+to send is less than what such a rate would carry."""
 
 
 class Bandwidth:
@@ -202,14 +208,16 @@ class Losses:
         own: share of bytes that the path loses by itself, smoothed.
         too_high: whether the last round lost so much more that we must have been too fast.
         queued: whether even the quickest packet of the last round had waited.
+        flooded: whether it had waited for longer than STARTUP intends: something is much slower than it seemed.
     """
 
-    __slots__ = ("_delivered", "_lost", "_lowest", "own", "queued", "too_high")
+    __slots__ = ("_delivered", "_lost", "_lowest", "flooded", "own", "queued", "too_high")
 
     def __init__(self) -> None:
         self.own = 0.0
         self.too_high = False
         self.queued = False
+        self.flooded = False
         self.next_round()
 
     def next_round(self) -> None:
@@ -245,6 +253,7 @@ class Losses:
         """
         total = self._lost + self._delivered
         self.queued = QUEUE_SECONDS + minimum_rtt * QUEUE_GROWTH < self._lowest < math.inf
+        self.flooded = FLOOD_SECONDS + minimum_rtt * FLOOD_GROWTH < self._lowest < math.inf
         self.too_high = self.excessive(total, datagram_size)
         if gentle and not self.queued and total:
             self.own += (self._lost / total - self.own) * OWN_WEIGHT

@@ -5,6 +5,7 @@ the path's MTU) to the outbox, which gets back what is lost. Each ACK frame, and
 `Acknowledged` for the controller.
 """
 
+import math
 from typing import Final
 
 from overlay.protocol.codes import CloseCode
@@ -21,6 +22,13 @@ from overlay.protocol.udp.wire import DATA_OVERHEAD
 
 PROBES: Final = 2
 """Packets sent when the probe timeout expires: one may be lost (RFC 9002 section 6.2.4)."""
+RESERVE_SECONDS: Final = 0.002
+RESERVE_PACKETS: Final = 2
+MAXIMUM_RESERVE: Final = 256 * 1024
+"""Stream bytes that wait beyond what may leave now: what leaves in two milliseconds, at least two packets, and at most
+these bytes. Something has to wait, or no timer would ask for more, and packets should be full. But what waits here is
+overtaken by no stream of a higher priority: a fixed number of bytes that suits a fast link is half a minute of a slow
+one's time."""
 
 
 class Flight:
@@ -63,6 +71,12 @@ class Flight:
         """Bytes that may leave now."""
         self._pacer.set_rate(now, self._congestion.pacing_rate)
         return min(self.window_left(), self._pacer.burst(now))
+
+    def reserve(self) -> int:
+        """Stream bytes that should wait beyond what may leave now."""
+        rate, least = self._pacer.rate, RESERVE_PACKETS * self._mtu.size
+        # Before the rate is known, the path may be as slow as any.
+        return least if rate == math.inf else max(least, min(MAXIMUM_RESERVE, int(rate * RESERVE_SECONDS)))
 
     def next_send_time(self, now: float) -> float | None:
         """When something that waits may leave; None: not before an acknowledgement."""

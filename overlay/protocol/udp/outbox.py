@@ -18,11 +18,10 @@ from overlay.protocol.udp.control import MAXIMUM_WAITING, ControlSender
 from overlay.protocol.udp.payload import Buffer, FrameType, encode_piece
 from overlay.protocol.udp.sent import SentBurst, StreamRun
 
-STREAM_QUEUE: Final = 256 * 1024
-"""Bytes of streams that wait here, beside what may leave at once: what waits here can't be overtaken by a stream with a
-higher priority."""
 DATAGRAM_QUEUE: Final = 256 * 1024
 """Bytes of datagrams that wait; beyond it they are dropped, which is what a datagram is for."""
+DATAGRAM_AHEAD: Final = 16 * 1024
+"""Bytes of datagrams that wait here, beside what may leave at once, if they can as well wait where they come from."""
 DATAGRAM_COST: Final = 64
 """Bytes that each waiting datagram counts besides its own, or a queue of empty ones would have no bound."""
 MAXIMUM_FRAMES: Final = 64
@@ -94,6 +93,11 @@ class Outbox:
         self._datagrams.append(data)
         self._datagram_bytes += cost
         return True
+
+    def datagram_room(self, allowed: int) -> int:
+        """How many bytes of datagrams may be added when `allowed` could leave at once: the last may go beyond."""
+        limit = DATAGRAM_QUEUE - self._longest_datagram - DATAGRAM_COST
+        return min(max(0, allowed) + DATAGRAM_AHEAD, limit) - self._datagram_bytes
 
     def set_room(self, room: int) -> None:
         """A packet has room for so many bytes of frames; datagrams that fit into none any more are dropped."""

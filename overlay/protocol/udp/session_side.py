@@ -56,6 +56,10 @@ class SessionSide(Generic[Peer]):
         """How many stream bytes it takes now."""
         return self._established.transmission.sendable(now) if self._established and self.phase in ALIVE else 0
 
+    def datagram_room(self, now: float) -> int:
+        """How many bytes of datagrams may be queued now, without one being dropped or waiting for long."""
+        return self._established.transmission.datagram_room(now) if self._established and self.phase in ALIVE else 0
+
     def send_control(self, data: Buffer) -> None:
         """Queue bytes of the control stream; a peer that lets too many wait is cut off."""
         if self.phase not in ALIVE:
@@ -102,6 +106,12 @@ class SessionSide(Generic[Peer]):
         """Smoothed round-trip time in seconds; None before the first sample of this path."""
         found = self._rtt
         return found.smoothed if found.measured else None
+
+    @property
+    def rtt_min(self) -> float | None:
+        """The least round-trip time of this path in seconds; None before the first sample."""
+        found = self._rtt
+        return found.minimum if found.measured else None
 
     @property
     def probe_timeout(self) -> float | None:

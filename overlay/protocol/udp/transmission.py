@@ -19,7 +19,7 @@ from overlay.protocol.udp.control import MAXIMUM_WAITING
 from overlay.protocol.udp.flight import PROBES, Flight
 from overlay.protocol.udp.inbox import Event, Inbox
 from overlay.protocol.udp.mtu import FIRST_PATIENCE, MtuSearch
-from overlay.protocol.udp.outbox import STREAM_QUEUE, Outbox
+from overlay.protocol.udp.outbox import Outbox
 from overlay.protocol.udp.pacing import Pacer
 from overlay.protocol.udp.payload import PING_FRAME, Buffer, encode_close
 from overlay.protocol.udp.rtt import INITIAL_RTT, RoundTripTime
@@ -121,8 +121,18 @@ class Transmission:
         return self._outbox.add_frame(frame, again=again)
 
     def sendable(self, now: float) -> int:
-        """How many stream bytes it takes now: what could leave at once, at least a queue's worth."""
-        return max(STREAM_QUEUE, self._flight.allowed(now)) - self._outbox.stream_bytes
+        """How many stream bytes it takes now: what may leave at once and a reserve, and nothing less than a packet.
+
+        Whoever is asked for the few bytes that each millisecond allows answers with pieces of a few bytes, and a packet
+        full of such pieces is half headers.
+        """
+        flight = self._flight
+        room = max(0, flight.allowed(now)) + flight.reserve() - self._outbox.stream_bytes
+        return room if room >= self.mtu.size else 0
+
+    def datagram_room(self, now: float) -> int:
+        """How many bytes of datagrams may be queued now, without one being dropped or waiting for long."""
+        return self._outbox.datagram_room(self._flight.allowed(now))
 
     @property
     def max_datagram_size(self) -> int:
