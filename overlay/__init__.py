@@ -10,11 +10,15 @@ from overlay.errors import (
     ConfigError,
     DatagramTooLarge,
     DialError,
+    DriverClosed,
+    DriverError,
     DuplicateIdentity,
     EndpointClosed,
+    FrameTooLong,
     HandshakeError,
     IdentityError,
     IdentityMismatch,
+    NotANeighbour,
     OverlayError,
     PeerRestarted,
     RecordError,
@@ -32,17 +36,33 @@ from overlay.errors import (
     UnknownProtocol,
     WrongIdentity,
 )
-from overlay.events import Origin, Path, PathChanged, PathLost, PeerConnected, PeerDisconnected, SessionReplaced
+from overlay.events import (
+    NeighbourDown,
+    NeighbourUp,
+    Origin,
+    Path,
+    PathChanged,
+    PathLost,
+    PeerConnected,
+    PeerDisconnected,
+    SessionReplaced,
+)
 from overlay.identity import Identity, PeerId
+from overlay.metrics import DriverStatus, Metrics
+from overlay.protocol.driver.outbox import Reason
 from overlay.protocol.stream import Priority
+from overlay.receiver import Received
 from overlay.records import PeerRecord
+from overlay.router import FLOOD, Driver
 from overlay.session import Session
 from overlay.status import AddressStatus, PeerStatus
 from overlay.streams import Stream
+from overlay.undelivered import Undelivered
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FLOOD",
     "Address",
     "AddressError",
     "AddressStatus",
@@ -52,14 +72,23 @@ __all__ = [
     "ConfigError",
     "DatagramTooLarge",
     "DialError",
+    "Driver",
+    "DriverClosed",
+    "DriverError",
+    "DriverStatus",
     "DuplicateIdentity",
     "Endpoint",
     "EndpointClosed",
+    "FrameTooLong",
     "HandshakeError",
     "Identity",
     "IdentityError",
     "IdentityMismatch",
     "Limits",
+    "Metrics",
+    "NeighbourDown",
+    "NeighbourUp",
+    "NotANeighbour",
     "Origin",
     "OverlayError",
     "Path",
@@ -72,6 +101,8 @@ __all__ = [
     "PeerRestarted",
     "PeerStatus",
     "Priority",
+    "Reason",
+    "Received",
     "RecordError",
     "SelfDial",
     "Session",
@@ -88,6 +119,7 @@ __all__ = [
     "StreamStopped",
     "StreamTruncated",
     "Ticket",
+    "Undelivered",
     "UnknownProtocol",
     "WrongIdentity",
     "__version__",

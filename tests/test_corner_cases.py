@@ -4,9 +4,8 @@ case                                                where
 1-5, 8, 9, 11                                       here
 10, 12, 13, 15, 19, 23, 27, 28                      test_corner_cases_network.py
 16, 17, 18, 20, 24, 26                              test_corner_cases_hostile.py
-6 lost send reported as success                     with the router's driver
-7 one dead peer blocks floods to all                with the router's driver
-14 a slow link starves routing                      with the router's driver
+6, 7                                                test_corner_cases_frames.py
+14                                                  lab/test_frames.py
 21 UPnP                                             with port mapping
 22 true one-way links                               with one-way links
 25 nodes on one host, discovery announced once      with discovery
