@@ -1,7 +1,6 @@
 """The command line itself: commands, their options, their help."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from overlay.cli.ping import PingOptions, ping
 from overlay.cli.receive import ReceiveOptions, receive
 from overlay.cli.run import EPILOG as RUN_EPILOG
 from overlay.cli.run import run_
-from overlay.cli.running import run
+from overlay.cli.running import end_unread, open_standard_streams, run
 from overlay.cli.send import SendOptions, send
 from overlay.cli.sources import items
 from overlay.cli.warnings import show_warnings
@@ -59,14 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process by default.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    open_standard_streams()
     try:
         code = app(given or ["--help"], prog_name="overlay", standalone_mode=False)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads our output any more; Python must not complain about it again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OTHER
+        return end_unread()
     except (OverlayError, UsageError, OSError) as error:
         fail(error)
         return exit_code(error)

@@ -25,18 +25,21 @@ else:
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 READER_SECONDS: Final = 1.0
 """From one look at whether somebody still reads our output to the next one."""
+STANDARD_STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+"""Their names in `sys` and their modes, by descriptor."""
 
 
 def run(work: Coroutine[Any, Any, int], *, document: bool = False) -> int:
     """Run a command to its end, and return its exit code.
 
     SIGINT and SIGTERM cancel it: sessions are closed and temporary files removed. A second signal kills. Errors are
-    printed; only a BrokenPipeError is raised, as there is nobody to print it for.
+    printed; only a BrokenPipeError is raised, as there is nobody to print it for: `end_unread` is what to do.
 
     Args:
         work: the command.
         document: print errors as a JSON document on standard output, too.
     """
+    open_standard_streams()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_interruptible(work))
@@ -52,6 +55,33 @@ def run(work: Coroutine[Any, Any, int], *, document: bool = False) -> int:
         if document:
             emit(error_document(error))
         return exit_code(error)
+
+
+def open_standard_streams() -> None:
+    """Open the null device as each of the standard streams that whoever has started us has closed.
+
+    What is opened next would get its number otherwise, and with that what others print or read there; libuv, which
+    uvloop has its loop from, aborts when such a one is closed. To be called before anything is opened; again does no
+    harm.
+    """
+    for number, (name, mode) in enumerate(STANDARD_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            # open(2) takes the lowest number that is free, and those below are open by now.
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(opened, True)
+            if getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(opened, mode, closefd=False))
+
+
+def end_unread() -> ExitCode:
+    """End a command whose standard output nobody reads any more; its exit code.
+
+    Python would complain about it again at its end.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.OTHER
 
 
 @asynccontextmanager

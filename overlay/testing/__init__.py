@@ -9,6 +9,8 @@ without a constructor, which pytest (with pytest-asyncio) collects from a subcla
 Each method makes its own two endpoints in this process, speaks from one to the other over nothing but that transport,
 and looks at what is left. What a user sees is asserted through the public names; what must not leak is counted inside.
 
+`overlay.testing.router` is a small mesh router over `overlay.Driver`, to read and to type into; see there.
+
 The fakes: `Recorder` stands in for a session behind a connection, `Weather` for a network that loses what it carries.
 """
 
