@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -15,18 +17,27 @@ def block(marker: str) -> str:
     return found[1]
 
 
-def test_the_example_prints_what_the_readme_says() -> None:
+@pytest.mark.parametrize(
+    ("marker", "lines"),
+    [
+        ("example", ["b'HELLO, KEY'"]),
+        ("driver", ["NeighbourUp", "b'to all' True quic", "b'too late' its age limit is over False"]),
+    ],
+)
+def test_the_examples_print_what_the_readme_says(marker: str, lines: list[str]) -> None:
     """Run as a user would, in a process of its own, with warnings as errors."""
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block("example")], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", block(marker)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "b'HELLO, KEY'\n", "")
-    assert "It prints `b'HELLO, KEY'`" in README
+    assert (ran.returncode, ran.stdout.splitlines(), ran.stderr) == (0, lines, "")
+    assert all(f"`{line}`" in README for line in lines)
 
 
 def test_the_commands_of_the_readme_are_the_ones_that_there_are() -> None:
     """Each `overlay` command that is named exists."""
-    named = set(re.findall(r"overlay ([a-z]+) ", block("demo") + "".join(README.split("```sh")[2:4])))
+    shell = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+    named = set(re.findall(r"\boverlay ([a-z]+)\b", shell))
+    assert {"demo", "send", "peers"} <= named
     help_text = subprocess.run(
         [sys.executable, "-m", "overlay.cli", "--help"], capture_output=True, text=True, timeout=60, check=True
     ).stdout
