@@ -104,22 +104,41 @@ async def test_control_overtakes_all_bulk_that_has_not_left() -> None:
         assert await other.frames(201) == [b"urgent", *bulk]
 
 
+def pieces_sent(one: Node, other: Node) -> list[int]:
+    """The sizes of the pieces of streams that leave for a neighbour from now on."""
+    [connection] = connections(one.endpoint, other.peer_id)
+    pieces: list[int] = []
+    send_stream = connection.send_stream
+
+    def counted(stream: int, offset: int, data: bytes | memoryview, *, idle: bool) -> None:
+        pieces.append(len(data))
+        send_stream(stream, offset, data, idle=idle)
+
+    vars(connection)["send_stream"] = counted
+    return pieces
+
+
 async def test_small_frames_of_one_turn_leave_together() -> None:
     async with two(only("tcp")) as (one, other):
-        [connection] = connections(one.endpoint, other.peer_id)
-        pieces: list[int] = []
-        send_stream = connection.send_stream
-
-        def counted(stream: int, offset: int, data: bytes | memoryview, *, idle: bool) -> None:
-            pieces.append(len(data))
-            send_stream(stream, offset, data, idle=idle)
-
-        vars(connection)["send_stream"] = counted
+        pieces = pieces_sent(one, other)
         # So many that a new stream's first credit is enough for them.
         for number in range(60):
             await one.driver.send(bytes([number]) * 50, other.peer_id)
         assert len(await other.frames(60)) == 60
         assert pieces == [60 * 51]
+
+
+async def test_the_full_queue_of_a_dead_neighbour_does_not_part_the_frames_of_the_others() -> None:
+    async with star(2, only("tcp", resume_timeout=60.0), queue_frames=100) as (middle, (dead, living)):
+        Weather(dead.endpoint).cut()
+        await until(lambda: middle.driver.metrics(dead.peer_id).lingering)
+        for number in range(100):
+            await middle.driver.send(bytes([number]), dead.peer_id)
+        pieces = pieces_sent(middle, living)
+        for number in range(60):
+            await middle.driver.send(bytes([number]) * 50, FLOOD)
+        assert len(await living.frames(60)) == 60
+        assert len(pieces) <= 2
 
 
 async def test_a_frame_over_the_limit_is_refused_before_anything_is_sent() -> None:
