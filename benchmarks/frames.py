@@ -11,7 +11,6 @@ p50 and p99 are the delays that half and 99 of 100 frames keep below; the last c
 """
 
 import argparse
-import importlib.util
 import json
 import platform
 import sys
@@ -21,15 +20,14 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from commandline import add_network, parse, parser, progress
 from frames_bench import SIZES, Bench
 from frames_row import Row
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from subjects import write_keys
 
 TRANSPORTS: Final = ("quic", "udp", "tcp")
-DEFAULT_SIZE: Final = "full"
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it."""
 WIDTH: Final = 140
@@ -81,16 +79,10 @@ def _measure(arguments: argparse.Namespace) -> int:
     sizes = SIZES[arguments.size]
     if arguments.repeat:
         sizes = replace(sizes, repeat=arguments.repeat)
-    errors = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder, Progress(console=errors, disable=not errors.is_terminal) as progress:
+    with tempfile.TemporaryDirectory() as folder, progress() as (advance, set_steps):
         write_keys(Path(folder))
-        task = progress.add_task("starting", total=None)
-
-        def advance(name: str) -> None:
-            progress.update(task, advance=1, description=name)
-
         bench = Bench(sizes, loop, Path(folder), arguments.transport, advance)
-        progress.update(task, total=bench.steps())
+        set_steps(bench.steps())
         rows = bench.rows()
     if arguments.json:
         document = {
@@ -109,21 +101,9 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    loops = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--loop", choices=loops, default=loops[-1], help="for ours and the rivals alike")
-    parser.add_argument("--transport", choices=TRANSPORTS, action="append", help="only this one; default: all")
-    work = parser.add_mutually_exclusive_group()
-    work.add_argument("--size", choices=list(SIZES), help=f"how much work; default: {DEFAULT_SIZE}")
-    work.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
-    defaults = ", ".join(f"{sizes.repeat} with {name}" for name, sizes in SIZES.items())
-    parser.add_argument("--repeat", type=int, metavar="N", help=f"runs of each measurement; default: {defaults}")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a required figure is not reached")
-    arguments = parser.parse_args()
-    if arguments.repeat is not None and arguments.repeat < 1:
-        parser.error("--repeat must be at least 1")
-    arguments.size = arguments.size or DEFAULT_SIZE
+    made = parser(__doc__, SIZES)
+    add_network(made, list(TRANSPORTS))
+    arguments = parse(made)
     arguments.transport = list(dict.fromkeys(arguments.transport or TRANSPORTS))
     return arguments
 

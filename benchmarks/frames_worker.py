@@ -5,17 +5,16 @@ Usage: python frames_worker.py SUBJECT KEYS asyncio|uvloop [NUMBER]
 With a number it is so many receivers, and says their addresses first; without, it is a sender.
 """
 
-import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import frames_workloads as workloads
 import psutil
+from commandline import run
 from frames_subjects import OverlaySender, Subject, subject
 from worker import Command, answer, commands
 
@@ -100,13 +99,7 @@ async def send(measured: Subject) -> None:
 
 def main(name: str, keys: str, loop: str, number: str = "0") -> None:
     measured = subject(name, Path(keys))
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if loop == "uvloop":
-        import uvloop  # noqa: PLC0415 - it is not on every platform
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(receive(measured, int(number)) if int(number) else send(measured))
+    run(receive(measured, int(number)) if int(number) else send(measured), loop)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ median of the runs; memory is what `tracemalloc` counts, keys included.
     python benchmarks/peers.py [--quick] [--json] [--check] [--repeat N]
 """
 
-import argparse
 import json
 import platform
 import random
@@ -19,6 +18,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
+from commandline import parse, parser
 from rich.console import Console
 from rich.table import Table
 
@@ -193,7 +193,7 @@ def table(rows: list[Row], peers: int) -> Table:
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments = parse(parser(__doc__, SIZES))
     sizes = SIZES[arguments.size]
     if arguments.repeat:
         sizes = replace(sizes, repeat=arguments.repeat)
@@ -210,19 +210,6 @@ def main() -> int:
     else:
         Console().print(table(rows, sizes.peers))
     return 1 if arguments.check and not all(row.met for row in rows) else 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--size", choices=list(SIZES), default="full", help="how much work")
-    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
-    parser.add_argument("--repeat", type=int, metavar="N", help="runs of each measurement")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a required figure is not reached")
-    arguments = parser.parse_args()
-    if arguments.repeat is not None and arguments.repeat < 1:
-        parser.error("--repeat must be at least 1")
-    return arguments
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ median. A ratio is ours to the rival's.
 """
 
 import argparse
-import importlib.util
 import json
 import platform
 import sys
@@ -20,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal
 
+from commandline import add_network, parse, parser, progress
 from processes import Pair, process
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from subjects import subject, write_keys
 
@@ -279,16 +278,10 @@ def main() -> int:
     sizes = SIZES[arguments.size]
     if arguments.repeat:
         sizes = replace(sizes, repeat=arguments.repeat)
-    errors = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder, Progress(console=errors, disable=not errors.is_terminal) as progress:
+    with tempfile.TemporaryDirectory() as folder, progress() as (advance, set_steps):
         write_keys(Path(folder))
-        task = progress.add_task("starting", total=None)
-
-        def advance(name: str) -> None:
-            progress.update(task, advance=1, description=name)
-
         bench = Bench(sizes, loop, Path(folder), advance)
-        progress.update(task, total=bench.steps(arguments.transport))
+        set_steps(bench.steps(arguments.transport))
         rows = bench.rows(arguments.transport)
     if arguments.json:
         document = {
@@ -306,18 +299,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    loops = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--loop", choices=loops, default=loops[-1], help="for ours and the rivals alike")
-    parser.add_argument("--transport", choices=list(RIVALS), action="append", help="only this one; default: all")
-    parser.add_argument("--size", choices=list(SIZES), default="full", help="how much work")
-    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
-    parser.add_argument("--repeat", type=int, metavar="N", help="runs of each measurement")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a required figure is not reached")
-    arguments = parser.parse_args()
-    if arguments.repeat is not None and arguments.repeat < 1:
-        parser.error("--repeat must be at least 1")
+    made = parser(__doc__, SIZES)
+    add_network(made, list(RIVALS))
+    arguments = parse(made)
     arguments.transport = arguments.transport or list(RIVALS)
     return arguments
 

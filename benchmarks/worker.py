@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import psutil
 import workloads
+from commandline import run
 from subjects import subject
 from workloads import Dialler, Subject
 
@@ -127,14 +128,7 @@ def main(role: str, name: str, keys: str, loop: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     measured = subject(name, Path(keys))
-    if loop == "uvloop":
-        import uvloop  # noqa: PLC0415 - it is not on every platform
-
-        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
-    else:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(measured) if role == "serve" else commands(Dialling(measured).carry_out))
+    run(serve(measured) if role == "serve" else commands(Dialling(measured).carry_out), loop)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
@@ -13,21 +12,19 @@ from typing import Any
 
 import psutil
 import pytest
+from benchmark_support import ENVIRONMENT, FOLDER, run_tiny
 
 from overlay.testing import until
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "frames.py"
+sys.path.insert(0, str(FOLDER))
 
-sys.path.insert(0, str(SCRIPT.parent))
-
-import frames  # noqa: E402 - the benchmarks are scripts, not a package
-import frames_bench  # noqa: E402
-import frames_rivals  # noqa: E402
-import frames_workloads  # noqa: E402
-from frames_row import Row  # noqa: E402
-from subjects import write_keys  # noqa: E402
-from workloads import WrongDataError  # noqa: E402
+import frames
+import frames_bench
+import frames_rivals
+import frames_workloads
+from frames_row import Row
+from subjects import write_keys
+from workloads import WrongDataError
 
 KINDS = ("64 B", "1 KiB", "32 KiB", "1 KiB unreliable")
 SOCKETS = "plain UDP sockets"
@@ -58,21 +55,9 @@ REQUIRED_OF_THE_QUICKEST = {
 }
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--size", "tiny", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=100,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(("transport", "loop"), [("quic", "uvloop"), ("udp", "asyncio"), ("tcp", "uvloop")])
 def test_each_measurement_gives_a_row(transport: str, loop: str) -> None:
-    done = run("--json", "--transport", transport, "--loop", loop)
+    done = run_tiny("frames.py", "--json", "--transport", transport, "--loop", loop)
     assert not done.returncode, done.stderr
     assert not done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -126,7 +111,7 @@ def test_a_figure_that_is_not_reached_fails_the_check(
 
 
 def test_a_failed_measurement_is_an_error_and_not_a_figure() -> None:
-    done = run("--repeat", "-1")
+    done = run_tiny("frames.py", "--repeat", "-1")
     assert done.returncode == 2
     assert "--repeat" in done.stderr
 
@@ -143,7 +128,7 @@ def test_the_help_tells_what_it_does_by_default(
 
 
 def test_two_sizes_are_refused() -> None:
-    done = run("--quick")
+    done = run_tiny("frames.py", "--quick")
     assert done.returncode == 2
     assert "not allowed with argument --size" in done.stderr
 
@@ -151,8 +136,8 @@ def test_two_sizes_are_refused() -> None:
 async def test_an_interrupt_ends_all_of_its_processes_without_a_word() -> None:
     """Ctrl-C goes to all processes of a terminal at once."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(SCRIPT), "--size", "tiny", "--repeat", "1000",
-        stdout=PIPE, stderr=PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+        sys.executable, str(FOLDER / "frames.py"), "--size", "tiny", "--repeat", "1000",
+        stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, start_new_session=True,
     )  # fmt: skip
     measuring = psutil.Process(process.pid)
     await until(lambda: len(measuring.children()) >= 2, seconds=40)

@@ -1,22 +1,17 @@
 """The benchmark of the table of peers runs, and says what it found as it promises; no figure is judged."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_support import FOLDER, run_tiny
 
 from overlay.protocol.peer_table import PeerTable
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "peers.py"
+sys.path.insert(0, str(FOLDER))
 
-sys.path.insert(0, str(SCRIPT.parent))
-
-import peers  # noqa: E402 - the benchmarks are scripts, not a package
+import peers
 
 ROWS = {
     "known peer": "B",
@@ -34,20 +29,8 @@ ROWS = {
 }
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--size", "tiny", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_each_measurement_gives_a_row() -> None:
-    done = run("--json", "--repeat", "2")
+    done = run_tiny("peers.py", "--json", "--repeat", "2")
     assert not done.returncode, done.stderr
     assert not done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -66,14 +49,14 @@ def test_each_measurement_gives_a_row() -> None:
 
 
 def test_the_table_names_what_is_measured() -> None:
-    done = run()
+    done = run_tiny("peers.py")
     assert not done.returncode, done.stderr
     for word in ROWS:
         assert word in done.stdout
 
 
 def test_a_failed_measurement_is_an_error_and_not_a_figure() -> None:
-    done = run("--repeat", "-1")
+    done = run_tiny("peers.py", "--repeat", "-1")
     assert done.returncode == 2
     assert "--repeat" in done.stderr
 

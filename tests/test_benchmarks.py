@@ -1,20 +1,15 @@
 """The benchmarks run, check what arrives, and say what they found as they promise; no figure is judged."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_support import FOLDER, run_tiny
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "transports.py"
+sys.path.insert(0, str(FOLDER))
 
-sys.path.insert(0, str(SCRIPT.parent))
-
-import workloads  # noqa: E402 - the benchmarks are scripts, not a package
+import workloads
 
 ROWS = {
     "quic": {"goodput", "connect", "echo", "messages", "first echo, early", "first echo", "idle session"},
@@ -41,21 +36,9 @@ REQUIRED = {
 }
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--size", "tiny", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=100,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(("transport", "loop"), [("quic", "uvloop"), ("udp", "uvloop"), ("tcp", "asyncio")])
 def test_each_measurement_gives_a_row(transport: str, loop: str) -> None:
-    done = run("--json", "--transport", transport, "--loop", loop)
+    done = run_tiny("transports.py", "--json", "--transport", transport, "--loop", loop)
     assert not done.returncode, done.stderr
     assert not done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -80,14 +63,14 @@ def test_each_measurement_gives_a_row(transport: str, loop: str) -> None:
 
 
 def test_the_table_names_what_is_compared() -> None:
-    done = run("--transport", "tcp", "--loop", "asyncio")
+    done = run_tiny("transports.py", "--transport", "tcp", "--loop", "asyncio")
     assert not done.returncode, done.stderr
     for word in ("goodput", "connect", "echo", "messages", "idle session", "plain asyncio TLS"):
         assert word in done.stdout
 
 
 def test_a_failed_measurement_is_an_error_and_not_a_figure() -> None:
-    done = run("--repeat", "-1")
+    done = run_tiny("transports.py", "--repeat", "-1")
     assert done.returncode == 2
     assert "--repeat" in done.stderr
 
