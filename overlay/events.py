@@ -1,7 +1,7 @@
 """What an endpoint, or the driver of one, tells its user, each once and in order."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
@@ -145,6 +145,13 @@ class Subscriber(Protocol):
 
     def put(self, event: Event | None) -> None:
         """One more event; None: the last one was. Called in the middle of things: it must neither raise nor wait."""
+
+
+class Ear:
+    """A subscriber that calls a function, and is held by whom that belongs to."""
+
+    def __init__(self, put: Callable[[Event | None], None]) -> None:
+        self.put = put
 
 
 class Events(AsyncIterator[Kind], Generic[Kind]):

@@ -172,7 +172,7 @@ class Receiver:
         frames = reader.receive(data)
         if is_new and reader.greeting is not None:
             self._greeted(stream, reader.greeting)
-        self._add(stream.session, lane, frames, len(data))
+        self._add(stream.session, lane.queue, frames, len(data))
 
     def datagram_received(self, session: Session, data: bytes) -> None:
         """The sink of a session's datagrams: what comes faster than it is fetched is dropped."""
@@ -180,11 +180,11 @@ class Receiver:
         if datagram is None:
             return
         priority, frame = datagram
-        lane = self._source(session.peer_id).datagrams[priority]
+        queue = self._source(session.peer_id).datagrams[priority]
         if len(frame) > self._limit:
             self._misbehaved(session, f"a frame of {len(frame)} bytes, the limit is {self._limit}")
-        elif not (lane.queue.is_full or self._inbox.is_full):
-            self._add(session, lane, [frame], len(frame))
+        elif not (queue.is_full or self._inbox.is_full):
+            self._add(session, queue, [frame], len(frame))
 
     async def _wait_room(self, lane: "_Lane", session: Session) -> bool:
         """Wait until more may be read; False: the session is over."""
@@ -199,10 +199,10 @@ class Receiver:
                 return True
         return False
 
-    def _add(self, session: Session, lane: "_Lane", frames: list[bytes], size: int) -> None:
+    def _add(self, session: Session, queue: Lane[Received], frames: list[bytes], size: int) -> None:
         if frames:
             peer_id, path = session.peer_id, session.received_on
-            lane.queue.extend([Received(frame, peer_id, path) for frame in frames], size)
+            queue.extend([Received(frame, peer_id, path) for frame in frames], size)
             self._arrived(session, size)
             self._news.set()
 
@@ -234,8 +234,9 @@ class _Source:
         """Its lanes that are read, or wait for that."""
         self.turns = asyncio.Semaphore(LANES_PER_PEER)
         self.lanes = {priority: _Lane(inbox.lane(priority)) for priority in Priority}
-        self.datagrams = {priority: _Lane(inbox.lane(priority, DATAGRAMS)) for priority in Priority}
+        self.datagrams = {priority: inbox.lane(priority, DATAGRAMS) for priority in Priority}
 
     @property
     def is_done(self) -> bool:
-        return not self.readers and not any(len(one.queue) for one in (*self.lanes.values(), *self.datagrams.values()))
+        queues = [*(lane.queue for lane in self.lanes.values()), *self.datagrams.values()]
+        return not self.readers and not any(map(len, queues))

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from enum import Enum
 from functools import partial
 from types import TracebackType
@@ -35,6 +35,7 @@ from overlay.errors import (
 )
 from overlay.events import (
     DriverEvent,
+    Ear,
     Event,
     Events,
     NeighbourDown,
@@ -130,9 +131,10 @@ class Driver:
             raise ConfigError(f"max_frame_size must be 1 to {LONGEST_FRAME} bytes, not {max_frame_size}")
         if age_limit <= 0:
             raise ConfigError(f"age_limit must be above 0, not {age_limit}")
-        if queue_frames < 1 or queue_size < 2 * max_frame_size:
-            why = f"queue_frames must be at least 1, queue_size twice max_frame_size, not {queue_frames}, {queue_size}"
-            raise ConfigError(why)
+        if queue_frames < 1:
+            raise ConfigError(f"queue_frames must be at least 1, not {queue_frames}")
+        if queue_size < 2 * max_frame_size:
+            raise ConfigError(f"queue_size must be at least twice max_frame_size, not {queue_size}")
         self.max_frame_size = max_frame_size
         self._endpoint = endpoint
         self._age_limit = age_limit
@@ -147,7 +149,7 @@ class Driver:
         self._listeners: WeakSet[Events[DriverEvent]] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
         self._hurried = 0
-        self._ear = _Ear(self._happened)
+        self._ear = Ear(self._happened)
         self._entered = False
         self._open = False
 
@@ -336,7 +338,7 @@ class Driver:
             neighbour = self._to(target, frame)
         while not neighbour.put(frame, priority, reliable=reliable, deadline=at):
             if not wait or not await neighbour.wait_room(priority, at):
-                self._returned(neighbour, [Returned(frame, Reason.QUEUE_FULL, maybe_delivered=False)])
+                self._refuse(neighbour, frame, Reason.QUEUE_FULL)
                 return 0
             neighbour = self._to(target, frame)
         return 1
@@ -352,11 +354,11 @@ class Driver:
             if peer_id == exclude or neighbour.longest is None:
                 continue
             if len(frame) > neighbour.longest:
-                self._returned(neighbour, [Returned(frame, Reason.TOO_LONG, maybe_delivered=False)])
+                self._refuse(neighbour, frame, Reason.TOO_LONG)
             elif neighbour.put(frame, priority, reliable=reliable, deadline=at):
                 count += 1
             else:
-                self._returned(neighbour, [Returned(frame, Reason.QUEUE_FULL, maybe_delivered=False)])
+                self._refuse(neighbour, frame, Reason.QUEUE_FULL)
         return count
 
     async def _give_way(self) -> None:
@@ -577,6 +579,9 @@ class Driver:
         if neighbour.greeting is not None:
             self._publish(NeighbourDown(neighbour.peer_id, error))
 
+    def _refuse(self, neighbour: Neighbour, frame: bytes, reason: Reason) -> None:
+        self._returned(neighbour, [Returned(frame, reason, maybe_delivered=False)])
+
     def _returned(self, neighbour: Neighbour, frames: list[Returned]) -> None:
         neighbour.returned += len(frames)
         for one in frames:
@@ -591,10 +596,3 @@ class Driver:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class _Ear:
-    """Held by its driver; the endpoint forgets it with that."""
-
-    def __init__(self, put: Callable[[Event | None], None]) -> None:
-        self.put = put
