@@ -5,7 +5,7 @@ import errno
 
 import pytest
 from quic_support import Node, connect, converse, memory_node, node, stranger_client
-from transport_support import MemoryUdp, Recorder
+from transport_support import THEIRS, MemoryUdp, Recorder
 
 from overlay.addresses import Address
 from overlay.protocol.codes import CloseCode
@@ -78,7 +78,7 @@ async def test_an_engine_that_raises_ends_its_own_connection_only() -> None:
         def fail(*_: object) -> None:
             raise AssertionError("inside aioquic")
 
-        link._engine.receive_datagram = fail  # type: ignore[method-assign,assignment]
+        link._engine.receive_burst = fail  # type: ignore[method-assign,assignment]
         bob.accepted[0].connection.send_frame(encode(Ping(1)))  # type: ignore[union-attr]
         bob.accepted[0].connection.flush()  # type: ignore[union-attr]
         await recorder.until(lambda: recorder.reason is not None)
@@ -129,3 +129,21 @@ async def test_a_lost_goodbye_is_repeated() -> None:
         stranger.receive_datagram(udp.sent[-1], ("192.0.2.1", 9330), clock())
         assert stranger._close_event is not None
         assert stranger._close_event.error_code == CloseCode.RETIRED
+
+
+async def test_what_the_kernel_has_joined_is_told_apart() -> None:
+    """Packets of one size from one socket, for two connections and for nobody, in one read."""
+    async with memory_node() as (bob, udp):
+        strangers = [stranger_client(bob.identity.generate()) for _ in range(2)]
+        packets: list[bytes] = []
+        for number, stranger in enumerate(strangers):
+            converse(stranger, udp)
+            stranger.send_stream_data(2, encode(Ping(number)))
+            packets += stranger.output()
+        [first, second] = packets
+        assert len(first) == len(second)
+        strange = [bytes([kind]) + bytes(len(first) - 1) for kind in (0x40, 0xC0)]
+        burst = b"".join((strange[0], second, strange[1], first, second[:20]))
+        bob.transport.burst_received(udp, burst, len(first), THEIRS, None)
+        bob.transport.batch_ended(udp)
+        assert [one.frames for one in bob.accepted] == [[Ping(0)], [Ping(1)]]

@@ -1,6 +1,7 @@
 """QUIC: aioquic's sans-I/O connection, made mutual, bounded and driven by us.
 
-This is the only file that touches private names of aioquic (1.7); each place says why. What is changed:
+Only this file, `quic_bulk.py` and `quic_recovery.py` touch private names of aioquic (1.7). Here is what it does that we
+would not have, or does not do that we need; there is what it does too slowly. What is changed here:
 
 - **Who is it?** aioquic has no public switch for client certificates, lets an empty Certificate message through, and
   goes on after a fatal alert until its next packet is built: a client that sends a victim's certificate with garbage
@@ -32,7 +33,6 @@ from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     NetworkAddress,
-    QuicConnection,
     QuicConnectionAdapter,
     QuicConnectionError,
     QuicConnectionState,
@@ -55,6 +55,7 @@ from overlay.identity import Identity, PeerId, peer_id_of
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.transports.base import ClosedBy, CloseReason, Role
+from overlay.transports.quic_bulk import BulkConnection
 from overlay.transports.quic_congestion import OVERLAY, OverlayReno
 from overlay.transports.quic_handshakes import CONNECTION_ID_BYTES
 from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
@@ -129,7 +130,7 @@ def quic_configuration(identity: Identity, config: Config, role: Role) -> QuicCo
     )
 
 
-class Engine(QuicConnection):
+class Engine(BulkConnection):
     """aioquic's connection with mutual authentication and bounded buffers.
 
     Args:
@@ -144,8 +145,6 @@ class Engine(QuicConnection):
     Attributes:
         proven: the peer's key, once it has signed the handshake with it. Nothing else says who the peer is.
         refusal: why we would not have the peer.
-        last_heard: when the last packet was decrypted.
-        packets_received: how many were.
         control_in: id of the peer's control stream, the first unidirectional one.
     """
 
@@ -161,6 +160,7 @@ class Engine(QuicConnection):
         retry_source_connection_id: bytes | None = None,
     ) -> None:
         super().__init__(
+            now,
             configuration=configuration,
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
@@ -168,8 +168,6 @@ class Engine(QuicConnection):
         self._logger = _Quiet(logger, self._logger.extra)
         self.proven: PeerId | None = None
         self.refusal: HandshakeError | None = None
-        self.last_heard = now
-        self.packets_received = 0
         self.control_in = 3 if configuration.is_client else 2
         self._control_out = 2 if configuration.is_client else 3
         self._own_key = identity.peer_id
@@ -356,11 +354,6 @@ class Engine(QuicConnection):
         if self.get_next_available_stream_id(is_unidirectional=True) == self._control_out:
             self.send_stream_data(self._control_out, b"")
 
-    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
-        """Feed a datagram, unless it is over: aioquic would process what follows a fatal alert."""
-        if self._close_event is None:
-            super().receive_datagram(data, addr, now)
-
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """The datagrams to send; the control stream goes first, where aioquic takes turns.
 
@@ -469,16 +462,22 @@ class Engine(QuicConnection):
         # A server could make us send to any address; where we dial is the address book's decision.
         self._remote_preferred_address = None
 
+    def _heard(self, now: float, packets: int) -> None:
+        if now - self.last_heard > max(REVIVAL, self.probe_timeout or math.inf):
+            # The path works again. aioquic, as RFC 9002 section 6.2.1 has it, would sit out the rest of the backoff
+            # that the silence has built up, seconds of it, unless what comes first is an acknowledgement.
+            self._loss._pto_count = 0
+        super()._heard(now, packets)
+
+    def _is_bulky(self, stream: QuicStream) -> bool:
+        # The control stream leaves with what is not data, before all runs.
+        return stream.stream_id != self._control_out and super()._is_bulky(stream)
+
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
         # Only what decrypted comes here: the sign of life that nobody can forge.
-        if context.time - self.last_heard > max(REVIVAL, self.probe_timeout or math.inf):
-            # The path works again. aioquic, as RFC 9002 section 6.2.1 has it, would sit out the rest of the backoff
-            # that the silence has built up, seconds of it, unless what comes first is an acknowledgement.
-            self._loss._pto_count = 0
-        self.packets_received += 1
-        self.last_heard = context.time
+        self._heard(context.time, 1)
         return super()._payload_received(context, plain, crypto_frame_required)
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:

@@ -99,6 +99,12 @@ class OverlayReno(RenoCongestionControl):
         self.sent += 1
         self._peak = max(self._peak, self.bytes_in_flight)
 
+    def on_burst_sent(self, packets: int, size: int) -> None:
+        """The same for several packets that are `size` bytes together."""
+        self.bytes_in_flight += size
+        self.sent += packets
+        self._peak = max(self._peak, self.bytes_in_flight)
+
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
         """Grow if half of the window was in use during this or the last round trip, as Linux does."""
         if (packet.sent_time or 0.0) >= self._began:

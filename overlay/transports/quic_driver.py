@@ -65,8 +65,8 @@ class Driver(PacketDriver[QuicLink]):
         self._routes[connection_id] = self
         self._ids.add(connection_id)
 
-    def receive(self, data: bytes, remote: SocketAddress, local: Local | None) -> None:
-        """Feed one datagram; `batch_ended` must follow."""
+    def receive(self, data: bytes, segment: int, remote: SocketAddress, local: Local | None) -> None:
+        """Feed datagrams of `segment` bytes that stand in `data` one by one; `batch_ended` must follow."""
         if self.is_forgotten:
             return
         if self._goodbye:
@@ -74,7 +74,7 @@ class Driver(PacketDriver[QuicLink]):
             return
         heard = self.engine.packets_received
         try:
-            self.engine.receive_datagram(data, remote, clock())
+            self.engine.receive_burst(data, segment, remote, clock())
         except Exception as error:  # noqa: BLE001 - whatever aioquic raises ends this connection only
             self._crash(error)
             return
@@ -133,11 +133,9 @@ class Driver(PacketDriver[QuicLink]):
         link.handler.writable(link)
 
     def _send_queued(self) -> None:
-        datagrams = self.engine.datagrams_to_send(clock())
-        if datagrams:
-            self._send(datagrams)
-            if self.engine.is_closing:
-                self._goodbye = [data for data, _ in datagrams]
+        sent = self._send()
+        if sent and self.engine.is_closing:
+            self._goodbye = sent
         self._register_ids()
 
     def _sent(self) -> None:
@@ -157,7 +155,7 @@ class Driver(PacketDriver[QuicLink]):
 
     def _say_goodbye(self) -> None:
         self.engine.close(error_code=CloseCode.INTERNAL_ERROR)
-        self._send(self.engine.datagrams_to_send(clock()))
+        self._send()
 
     def _release(self) -> None:
         for connection_id in self._ids:
@@ -165,13 +163,12 @@ class Driver(PacketDriver[QuicLink]):
         self._ids.clear()
         self.engine.release()
 
-    def _send(self, datagrams: list[tuple[bytes, SocketAddress]]) -> None:
-        remote = datagrams[0][1]
-        if all(address is remote for _, address in datagrams):
-            self.refused = self._udp.send([data for data, _ in datagrams], remote, self._local)
-            return
-        for data, address in datagrams:
-            self.refused = self._udp.send((data,), address, self._local)
+    def _send(self) -> list[bytes]:
+        sent = []
+        for data, segment, address in self.engine.bursts_to_send(clock()):
+            self.refused = self._udp.send_burst(data, segment, address, self._local)
+            sent.append(data)
+        return sent
 
     def _repeat_goodbye(self) -> None:
         # RFC 9000 section 10.2.1: whoever is closing answers progressively fewer packets: here the first, second,

@@ -96,13 +96,20 @@ class QuicTransport(PacketTransport[Driver]):
         else:
             driver = self._routes.get(data[1 : 1 + CONNECTION_ID_BYTES])
         if driver is not None:
-            driver.receive(data, remote, local)
+            driver.receive(data, len(data), remote, local)
             self._touched[driver] = None
 
     def burst_received(
         self, udp: UdpSocket, data: bytes, segment: int, remote: SocketAddress, local: Local | None
     ) -> None:
-        """Several datagrams in one: aioquic takes them one by one."""
+        """Several datagrams in one, mostly all for one connection."""
+        ids = {data[at + 1 : at + 1 + CONNECTION_ID_BYTES] for at in range(0, len(data), segment)}
+        if len(ids) == 1 and max(data[::segment]) < 0x80:
+            driver = self._routes.get(ids.pop())
+            if driver is not None:
+                driver.receive(data, segment, remote, local)
+                self._touched[driver] = None
+            return
         for at in range(0, len(data), segment):
             self.datagram_received(udp, data[at : at + segment], remote, local)
 

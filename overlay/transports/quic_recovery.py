@@ -1,0 +1,145 @@
+"""What aioquic remembers of packets that it has sent, made cheap for those that carry data and nothing else.
+
+aioquic calls two handlers and makes two lists for each packet, and takes 14 us for one that is acknowledged. Here a
+packet of data is a small record; an acknowledgement of many that follow each other is one step for the stream, and one
+for the congestion control. Loss detection, the round-trip time and all timers (RFC 9002) stay aioquic's.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any, Final, cast
+
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicDeliveryHandler, QuicDeliveryState, QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
+from aioquic.quic.stream import QuicStreamSender
+from aioquic.tls import Epoch
+
+from overlay.transports.quic_congestion import OverlayReno
+
+PACING_TURN: Final = 0.001
+"""Seconds: what may leave within this time, leaves together. Timers are no finer, and each burst costs a call."""
+
+UNPACED: Final = 2**16
+"""Packets: more than are ever under way."""
+
+
+class DataPacket:
+    """A packet with one STREAM frame, as a `QuicSentPacket`."""
+
+    __slots__ = ("fin", "packet_number", "sender", "sent_bytes", "sent_time", "start", "stop")
+
+    epoch = Epoch.ONE_RTT
+    packet_type = QuicPacketType.ONE_RTT
+    in_flight = True
+    is_ack_eliciting = True
+    is_crypto_packet = False
+
+    def __init__(
+        self,
+        packet_number: int,
+        sent_time: float,
+        sent_bytes: int,
+        sender: QuicStreamSender,
+        start: int,
+        stop: int,
+        *,
+        fin: bool,
+    ) -> None:
+        self.packet_number = packet_number
+        self.sent_time = sent_time
+        self.sent_bytes = sent_bytes
+        self.sender = sender
+        self.start = start
+        self.stop = stop
+        self.fin = fin
+
+    @property
+    def delivery_handlers(self) -> list[tuple[QuicDeliveryHandler, Any]]:
+        """What aioquic calls when it is acknowledged or lost."""
+        return [(self.sender.on_data_delivery, (self.start, self.stop, self.fin))]
+
+    def acknowledged(self) -> None:
+        """It has arrived."""
+        self.sender.on_data_delivery(QuicDeliveryState.ACKED, self.start, self.stop, self.fin)
+
+
+class BurstPacer(QuicPacketPacer):
+    """aioquic's pacer (RFC 9002 section 7.7), which lets at least all packets of a PACING_TURN leave together."""
+
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        """The window or the round-trip time has changed."""
+        super().update_rate(congestion_window, smoothed_rtt)
+        self.bucket_max = max(self.bucket_max, 2 * PACING_TURN)
+
+    def room(self, now: float) -> int:
+        """How many packets may leave now."""
+        if self.packet_time is None:
+            return UNPACED
+        self.update_bucket(now)
+        # What is rounded off in a sum of many times must not cost a whole packet.
+        return int(self.bucket_time / self.packet_time + 0.01)
+
+    def next_send_time(self, now: float) -> float | None:  # type: ignore[override]  # aioquic's says it is no None
+        """When the next packet may leave; None: now. aioquic's own lets one go as soon as a part of it may."""
+        if self.packet_time is None or self.room(now):
+            return None
+        return now + max(self.packet_time - self.bucket_time, PACING_TURN)
+
+    def sent(self, packets: int) -> None:
+        """So many have left, at the time of the last `room`."""
+        if self.packet_time is not None:
+            self.bucket_time = max(0.0, self.bucket_time - packets * self.packet_time)
+
+
+class Recovery(QuicPacketRecovery):
+    """aioquic's loss recovery, to which an acknowledgement of many packets is one step, not one for each."""
+
+    is_bulk = True
+    """Whether it is; otherwise aioquic's own code does it all."""
+
+    def on_ack_received(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
+        """Take note of all packets but the last one, then let aioquic do that one and all the rest."""
+        if self.is_bulk:
+            numbers = list(_newly_acknowledged(ack_rangeset, space))
+            # The round-trip time is measured if one packet at least of those that are left had to be acknowledged.
+            while numbers and not space.sent_packets[numbers.pop()].is_ack_eliciting:
+                pass
+            self._acknowledge(numbers, now, space)
+        super().on_ack_received(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
+
+    def on_burst_sent(self, packets: int, size: int, now: float, space: QuicPacketSpace) -> None:
+        """So many packets of data, of `size` bytes together, are among the space's sent ones now."""
+        space.ack_eliciting_in_flight += packets
+        self._time_of_last_sent_ack_eliciting_packet = now
+        cast("OverlayReno", self._cc).on_burst_sent(packets, size)
+
+    def _acknowledge(self, numbers: list[int], now: float, space: QuicPacketSpace) -> None:
+        merged: DataPacket | None = None
+        for number in numbers:
+            packet: QuicSentPacket | DataPacket = space.sent_packets.pop(number)
+            if packet.is_ack_eliciting:
+                space.ack_eliciting_in_flight -= 1
+            if packet.in_flight:
+                self._cc.on_packet_acked(packet=packet, now=now)  # type: ignore[arg-type]  # it has what is looked at
+            if type(packet) is not DataPacket:
+                for handler, args in packet.delivery_handlers:
+                    handler(QuicDeliveryState.ACKED, *args)
+            elif merged is None:
+                merged = packet
+            elif packet.start == merged.stop and packet.sender is merged.sender:
+                merged.stop = packet.stop
+                merged.fin = packet.fin
+            else:
+                merged.acknowledged()
+                merged = packet
+        if merged is not None:
+            merged.acknowledged()
+
+
+def _newly_acknowledged(acknowledged: RangeSet, space: QuicPacketSpace) -> Iterator[int]:
+    """The numbers of packets that were under way until now, in their order."""
+    numbers = list(space.sent_packets)
+    for span in acknowledged:
+        yield from numbers[bisect_left(numbers, span.start) : bisect_left(numbers, span.stop)]

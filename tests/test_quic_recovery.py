@@ -1,0 +1,45 @@
+"""The pacer lets bursts go and keeps the rate. All else in the module `test_quic_bulk.py` compares with aioquic."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay.transports.quic_recovery import PACING_TURN, BurstPacer
+
+PACKET = 1200
+SECONDS = 2.0
+
+
+def leave(pacer: BurstPacer, window: int, round_trip: float) -> list[tuple[float, int]]:
+    """When how many packets leave, of somebody who always has more to send and asks when he is told to."""
+    pacer.update_rate(window, round_trip)
+    now, bursts = 1.0, []
+    while now < 1.0 + SECONDS:
+        packets = pacer.room(now)
+        if packets:
+            pacer.sent(packets)
+            bursts.append((now, packets))
+        at = pacer.next_send_time(now)
+        assert at is not None
+        assert at >= now + PACING_TURN, "a timer for each packet"
+        now = at
+    return bursts
+
+
+@given(window=st.integers(2 * PACKET, 2**20), round_trip=st.floats(0.001, 1.0))
+def test_a_window_leaves_in_a_round_trip_and_at_most_a_little_of_it_together(window: int, round_trip: float) -> None:
+    rate = window / round_trip
+    bursts = leave(BurstPacer(max_datagram_size=PACKET), window, round_trip)
+    # As many as aioquic's pacer lets go, or those of two turns.
+    most = max(2 * PACKET, min(window / 4, 16 * PACKET), 2 * PACING_TURN * rate)
+    assert max(packets for _, packets in bursts) * PACKET <= 1.01 * most
+    total = sum(packets for _, packets in bursts) * PACKET
+    assert total <= 1.01 * (SECONDS * rate + most)
+    assert total >= 0.97 * SECONDS * rate - 2 * PACKET
+
+
+def test_before_the_first_round_trip_all_may_leave() -> None:
+    pacer = BurstPacer(max_datagram_size=PACKET)
+    assert pacer.next_send_time(0.0) is None
+    assert pacer.room(0.0) > 1000
+    pacer.sent(1000)
+    assert pacer.room(0.0) > 1000
