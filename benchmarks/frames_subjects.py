@@ -68,8 +68,8 @@ class Overlay:
         """Send them."""
         async with Endpoint(Identity.generate(), self._config) as endpoint, Driver(endpoint) as driver:
             events = driver.events()
-            missing = {driver.start_peering(Ticket.parse(address)) for address in addresses}
-            peers = list(missing)
+            peers = [driver.start_peering(Ticket.parse(address)) for address in addresses]
+            missing = set(peers)
             async for event in events:
                 if isinstance(event, NeighbourUp):
                     missing.discard(event.peer_id)
@@ -97,6 +97,8 @@ class OverlaySender:
         self._endpoint = endpoint
         self._driver = driver
         self._peers = peers
+        self._waited_for = set(peers[:-1] or peers)
+        """By a flood."""
         self._flooded = 0
         self._reasons: Counter[str] = Counter()
         self._ages: list[float] = []
@@ -109,17 +111,19 @@ class OverlaySender:
         await self._driver.send(frame, self._peers[0], priority=priority, reliable=reliable, wait=True)
 
     async def flood(self, frame: bytes) -> None:
-        """Wait until all but one neighbour have room: that one may be dead."""
+        """Wait until all but the last neighbour have room: that one may be stopped.
+
+        It is never waited for, so that a flood without it waits for the same ones: the slowest among them is its limit.
+        """
         await self._driver.send(frame, FLOOD, deadline=self.age_limit)
         self._flooded += 1
         if self._flooded % self.LOOK:
             return
-        while self._second_longest_queue() > self.ROOM:  # noqa: ASYNC110 - a flood waits for nobody, and so nobody tells
+        while self._longest_queue() > self.ROOM:  # noqa: ASYNC110 - a flood waits for nobody, and so nobody tells
             await asyncio.sleep(self.POLL)
 
-    def _second_longest_queue(self) -> int:
-        queues = sorted(one.queued_frames for one in self._driver.status().neighbours)
-        return queues[-2:][0]
+    def _longest_queue(self) -> int:
+        return max(one.queued_frames for one in self._driver.status().neighbours if one.peer_id in self._waited_for)
 
     async def _delivered(self) -> None:
         """Wait until nothing waits or is under way, for a neighbour without a path too, unlike `Driver.flush`."""
