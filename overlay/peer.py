@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Container
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from overlay.dialler import Dialler
@@ -415,7 +416,8 @@ class Peer:
             shell = Stream(session, stream)
             stream.handle = shell
             self._endpoint.stream_opened(shell)
-        for stream in core.take_changed():
+        # They run in the order in which they are woken.
+        for stream in sorted(core.take_changed(), key=attrgetter("priority")):
             if isinstance(stream.handle, Stream):
                 stream.handle._changed()
         if core.may_open:

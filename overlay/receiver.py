@@ -133,6 +133,9 @@ class Receiver:
         assert task is not None  # noqa: S101 - a handler always is one
         self._tasks.add(task)
         source.readers += 1
+        # Woken by what the reader adds, `next` would run a turn of the loop later; on a busy node that is as long as
+        # all sockets are read for once.
+        stream.on_change = self._news.set
         data = b""
         try:
             async with source.turns:

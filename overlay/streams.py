@@ -40,6 +40,8 @@ class Stream:
         session: the session that it belongs to.
         protocol: the name that it was opened for.
         bytes_accepted: how many bytes `write` has taken over so far, also when it was cancelled.
+        on_change: called when something is different and those who wait for it have been woken: a task that it wakes
+            runs behind them, in the same turn of the event loop. It must not raise.
     """
 
     def __init__(self, session: "Session", core: StreamCore) -> None:
@@ -54,6 +56,7 @@ class Stream:
         self._delivered: set[asyncio.Future[None]] = set()
         self._reading = False
         self._writing = False
+        self.on_change: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} {self.protocol!r} to {self.session.peer_id.short}>"
@@ -376,6 +379,8 @@ class Stream:
         for waiter in (self._reader, self._writer, *self._delivered):
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
+        if self.on_change is not None:
+            self.on_change()
 
 
 def _busy(verb: str) -> BusyError:

@@ -1,6 +1,7 @@
 """The life of a driver: how it is entered, left, closed and followed by another, and what its users are told then."""
 
 import asyncio
+from collections import deque
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from overlay import (
     Identity,
     NeighbourDown,
     NeighbourUp,
+    Priority,
     Reason,
 )
 from overlay.protocol.driver import wire
+from overlay.receiver import Receiver
 from overlay.testing import LOOPBACK, PATIENCE, Weather, echo, exchange, interrupted, ticket, until
 
 FOREVER = 600.0
@@ -293,3 +296,42 @@ async def test_whatever_befalls_four_drivers_each_frame_arrives_once_or_comes_ba
     drive.books.check()
     assert len(drive.books.received) > 200, "something was learnt"
     assert drive.books.returned and drive.books.refused
+
+
+async def test_frame_is_handed_out_in_the_turn_of_the_loop_in_which_its_lane_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With each further turn it would wait until all busy sockets have been read once more."""
+    loop = asyncio.get_running_loop()
+    turn = 0
+    read: list[int] = []
+    handed_out: list[int] = []
+    take = Receiver._take
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        counting.append(loop.call_soon(count))
+
+    def noting(*arguments: Any) -> None:
+        read.append(turn)
+        take(*arguments)
+
+    async def hand_out(driver: Driver) -> None:
+        while await driver.next():
+            handed_out.append(turn)
+
+    async with two(Config(listen=LOOPBACK, transports=("memory",))) as (one, other):
+        monkeypatch.setattr(Receiver, "_take", noting)
+        task = asyncio.create_task(hand_out(other.driver))
+        counting: deque[asyncio.Handle] = deque(maxlen=1)
+        count()
+        try:
+            for priority in Priority:
+                await one.driver.send(b"frame", other.peer_id, priority=priority)
+                await one.driver.flush()
+        finally:
+            counting.pop().cancel()
+            task.cancel()
+    assert len(read) == 2
+    assert handed_out == read

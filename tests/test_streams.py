@@ -188,3 +188,17 @@ async def test_a_cancelled_handler_resets_its_stream() -> None:
         task.cancel()
         with pytest.raises(StreamReset):
             await stream.read(1)
+
+
+async def test_readers_of_control_streams_are_woken_before_those_of_bulk() -> None:
+    """A reader's task runs in the order in which it is woken, whichever stream's bytes came first."""
+    async with pair("memory") as it, it.streams() as (_, bulk), it.streams(priority=Priority.CONTROL) as (_, control):
+        woken: list[str] = []
+        bulk.on_change = lambda: woken.append("bulk")
+        control.on_change = lambda: woken.append("control")
+        peer = bulk.session._peer
+        [connection] = peer.connections.values()
+        for stream in (bulk, control):
+            peer.stream_received(connection, stream.id, stream._core.receiving.buffer.received, b"x")
+        peer.writable(connection)
+        assert woken == ["control", "bulk"]

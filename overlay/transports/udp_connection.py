@@ -21,9 +21,10 @@ from overlay.transports.lazy_timer import clock
 if TYPE_CHECKING:
     from overlay.transports.udp_driver import Driver
 
-TURN: Final = 256 * 1024
-"""Stream bytes that are taken and sent in one turn of the loop, about 2 ms of work: then others have theirs, above all
-the acknowledgements that have arrived meanwhile."""
+TURN: Final = 120 * 1024
+"""Stream bytes that are taken and sent in one turn of the loop, about 0.4 ms of work: then others have theirs, above
+all the acknowledgements that have arrived meanwhile. All of them are sealed before the first one leaves. They fill two
+GSO sends with their headers: 128 KiB would be a third one, of a few packets, each time."""
 
 
 class UdpLink(Connection):
