@@ -1,32 +1,28 @@
-"""The fast paths of QUIC do what aioquic does: the same state after the same datagrams, and whole streams across."""
+"""What comes in bulk leaves the same state as with aioquic. What leaves: `test_quic_bulk_sending.py`."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import TypeVar
 
-import aioquic
 import pytest
 from aioquic import tls
 from aioquic.buffer import encode_uint_var
 from aioquic.quic.events import StreamDataReceived
 from aioquic.quic.recovery import MAX_ACK_RANGES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from quic_twins import ADDRESSES, ELSEWHERE, FLIGHT, End, Pair, Ways, short_packet, written
+from quic_twins import ELSEWHERE, FLIGHT, Pair, Ways, short_packet, written
 
 from overlay.config import KiB
 from overlay.transports.base import Role
 from overlay.transports.quic import Engine
-from overlay.transports.quic_bulk import KNOWN_VERSIONS
 
 T = TypeVar("T")
 
 OWN = Ways()
 FAST = Ways(receiving=True, sending=True)
-UNKNOWN = FAST._replace(bulk=False)
-"""What a driver does when aioquic's version is unknown: the same calls."""
 
 roles = st.sampled_from(Role)
 seeds = st.integers(0, 255)
@@ -71,6 +67,14 @@ OTHERS = [b"\0", b"\1", b"\0\0\0", b"\x31\1x", b"\x10\x80\1\0\0", b"\x1f", b"\x1
 payloads = st.lists(st.one_of(stream_frames(), stream_frames(), ack_frames(), st.sampled_from(OTHERS)), max_size=4)
 
 
+def is_over(engine: Engine, stream_id: int) -> bool:
+    """Whether aioquic takes no more data for a stream, as the peer wanted no more of it."""
+    stream = engine._streams.get(stream_id)
+    return engine._stream_is_discarded(stream_id) or (
+        stream is not None and stream.sender._reset_error_code is not None
+    )
+
+
 class Machine(RuleBasedStateMachine):
     """What applications and networks do at any moment; after each step the near ends are equal."""
 
@@ -107,10 +111,10 @@ class Machine(RuleBasedStateMachine):
             runs.append(self.act(near, Engine.open_run))
             pick = len(runs) - 1
         run = runs[pick]
-        stream = self.engine(near)._streams.get(run)
-        if end or (stream is not None and stream.sender._reset_error_code is not None):
+        ended = is_over(self.engine(near), run)
+        if end or ended:
             runs.remove(run)
-        if stream is None or stream.sender._reset_error_code is None:
+        if not ended:
             data = written(run, self.sizes[near, run], size)
             self.sizes[near, run] += size
             self.act(near, lambda engine: engine.write_run(run, data, end=end))
@@ -120,7 +124,7 @@ class Machine(RuleBasedStateMachine):
         engine = self.engine(near)
         if datagram:
             self.act(near, lambda engine: engine.send_datagram_frame(bytes(min(size, engine.max_datagram))))
-        elif (stream := engine._streams.get(engine._control_out)) is None or stream.sender._reset_error_code is None:
+        elif not is_over(engine, engine._control_out):
             self.act(near, lambda engine: engine.send_control(bytes(size)))
 
     @rule(near=sides, pick=picks, what=st.sampled_from(["reset", "stop", "keys", "keys", "ping", "move"]))
@@ -263,6 +267,8 @@ def test_a_piece_of_a_datagram_does_not_harm_those_that_follow() -> None:
     for size in range(1, 60):
         pair.far.run(lambda engine: engine.write_run(run, bytes(1000), end=False))
         (datagram,) = pair.far_send()
+        # Some that are all as short, then one behind a whole one.
+        pair.feed([datagram[:size]] * 3, burst=True)
         pair.feed([datagram, datagram[:size]], burst=True)
         pair.agree()
         pair.wait(FLIGHT)
@@ -273,6 +279,7 @@ def test_a_piece_of_a_datagram_does_not_harm_those_that_follow() -> None:
 START_OF_RUN = b"\x0a\x06\x0a" + written(6, 0, 10)
 ODD = {
     "nothing, at the end": [b"\x0e\x06\x0a\0"],
+    "a frame behind it": [b"\x0e\x06\x0a\x05" + bytes(5) + b"\1"],
     "beyond a final size": [b"\x0f\x06\x14\x05" + bytes(5), b"\x0e\x06\x0a\x14" + bytes(20)],
     "beyond the final size, from where it is": [b"\x0f\x06\x0f\0", b"\x0e\x06\x0a\x0a" + bytes(10)],
     "what we send on": [b"\x0a\x03\x01x"],
@@ -284,6 +291,7 @@ ODD = {
 def test_what_is_odd_is_judged_by_aioquic(odd: str) -> None:
     """Right behind a packet that is not."""
     pair = Pair(Role.ACCEPTOR, [Ways(receiving=True), OWN], OWN)
+    pair.each(lambda end: end.run(lambda engine: engine.send_control(b"x")))
     pair.feed([short_packet(pair.far, START_OF_RUN)])
     # Else an event without data would be joined with the one before it, and not be seen.
     pair.events()
@@ -353,198 +361,3 @@ def test_what_comes_on_a_path_that_is_not_proven_counts_for_what_may_be_answered
         end.engine._network_paths[0].is_validated = False
     pair.feed([short_packet(pair.far, b"\x0e\x06\x0a\x0a" + written(6, 10, 10))] * 2, burst=True)
     pair.agree()
-
-
-class Transfer:
-    """Runs both ways between two ends over a link that loses and reorders; every flight is audited.
-
-    Args:
-        pair: with one near end.
-        weather: what decides which datagrams are lost.
-        loss: the share of them.
-    """
-
-    def __init__(self, pair: Pair, weather: Random, loss: float) -> None:
-        self.pair = pair
-        self._weather = weather
-        self._loss = loss
-        self.ends = {pair.near[0]: pair.far, pair.far: pair.near[0]}
-        self._sizes: dict[End, Counter[int]] = {end: Counter() for end in self.ends}
-        self._ended: dict[End, list[int]] = {end: [] for end in self.ends}
-        self._read: dict[End, dict[int, bytes]] = {end: defaultdict(bytes) for end in self.ends}
-
-    def write(self, end: End, run: int, size: int, *, last: bool) -> None:
-        """Write on a run, or on the control stream, which has no end."""
-        data = written(run, self._sizes[end][run], size)
-        self._sizes[end][run] += size
-        if run == end.engine._control_out:
-            end.run(lambda engine: engine.send_control(data))
-        else:
-            end.run(lambda engine: engine.write_run(run, data, end=last))
-
-    def flight(self) -> int:
-        """Let both ends send, and what is not lost arrive; how many datagrams were sent."""
-        flights = {end: self._send(end) for end in self.ends}
-        sent = sum(map(len, flights.values()))
-        if sent:
-            self.pair.wait(FLIGHT)
-        else:
-            self.pair.wait_for_timer()
-        for end, datagrams in flights.items():
-            arrived = [data for data in datagrams if self._weather.random() >= self._loss]
-            if self._loss and self._weather.random() < self._loss:
-                self._weather.shuffle(arrived)
-            other = self.ends[end]
-            other.receive(arrived, ADDRESSES[end.role], self.pair.now, burst=True)
-            for event in other.events():
-                if isinstance(event, StreamDataReceived):
-                    assert event.stream_id not in self._ended[other]
-                    self._read[other][event.stream_id] += event.data
-                    if event.end_stream:
-                        self._ended[other].append(event.stream_id)
-        return sent
-
-    def arrives(self) -> bool:
-        """Whether all that was written is there, and ended, and known to be."""
-        return all(
-            all(len(self._read[other][run]) == size for run, size in self._sizes[end].items())
-            and not end.engine._loss.bytes_in_flight
-            and all(run < 4 or stream.is_finished for run, stream in end.engine._streams.items())
-            for end, other in self.ends.items()
-        )
-
-    def run(self) -> None:
-        """Until all has arrived, which must be what was written."""
-        for _ in range(3000):
-            self.flight()
-            if self.arrives():
-                break
-        for end, other in self.ends.items():
-            assert not end.engine.is_closing
-            expected = {run: written(run, 0, size) for run, size in self._sizes[end].items() if size}
-            assert {run: data for run, data in self._read[other].items() if data} == expected
-            assert sorted(self._ended[other]) == [run for run in sorted(self._sizes[end]) if run > 3]
-
-    def _send(self, end: End) -> list[bytes]:
-        engine = end.engine
-        loss, space = engine._loss, engine._spaces[tls.Epoch.ONE_RTT]
-        limit = max(loss.congestion_window, loss.bytes_in_flight)
-        if engine._probe_pending:
-            limit = max(limit, loss.bytes_in_flight + engine.mtu)
-        number = engine._packet_number
-        quiet = not engine._ack_eliciting_sent_since_receipt
-        left = engine._network_paths[0].bytes_sent
-        sent = end.engine.congestion.sent
-        datagrams = [data for data, _ in end.send(self.pair.now)]
-        assert loss.bytes_in_flight <= limit
-        packets = list(space.sent_packets.values())
-        assert list(space.sent_packets) == sorted(packet.packet_number for packet in packets)
-        new = [packet for packet in packets if packet.packet_number >= number]
-        assert [packet.sent_bytes for packet in new] == list(map(len, datagrams))
-        assert engine._packet_number == number + len(datagrams)
-        assert engine.congestion.sent == sent + sum(packet.in_flight for packet in new)
-        assert engine._network_paths[0].bytes_sent == left + sum(map(len, datagrams))
-        assert loss.bytes_in_flight == sum(packet.sent_bytes for packet in packets if packet.in_flight)
-        assert space.ack_eliciting_in_flight == sum(packet.is_ack_eliciting for packet in packets)
-        if any(packet.is_ack_eliciting for packet in new):
-            assert loss._time_of_last_sent_ack_eliciting_packet == self.pair.now
-            assert engine._ack_eliciting_sent_since_receipt
-            assert not quiet or engine._close_at == self.pair.now + engine._idle_timeout()
-        streams = engine._streams
-        assert engine._remote_max_data_used <= engine._remote_max_data
-        assert engine._remote_max_data_used == sum(
-            streams[run].sender.highest_offset if run in streams else size for run, size in self._sizes[end].items()
-        )
-        assert all(stream.sender.highest_offset <= stream.max_stream_data_remote for stream in streams.values())
-        return datagrams
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    role=roles,
-    near=st.sampled_from([FAST, FAST, Ways(sending=True)]),
-    far=st.sampled_from([OWN, FAST]),
-    seed=seeds,
-    loss=st.sampled_from([0.0, 0.02, 0.2]),
-    runs=st.lists(
-        st.tuples(
-            st.booleans(),
-            st.lists(st.sampled_from([0, 1, 900, 5000, 60_000, 200_000]), min_size=1, max_size=3),
-        ),
-        min_size=1,
-        max_size=16,
-    ),
-)
-def test_all_bytes_arrive_once_and_in_order_whatever_is_lost(
-    role: Role, near: Ways, far: Ways, seed: int, loss: float, runs: list[tuple[bool, list[int]]]
-) -> None:
-    """Between an end with fast paths and one with or without; beside control frames, datagrams and new keys."""
-    weather = Random(seed)
-    transfer = Transfer(Pair(role, [near], far, seed=seed), weather, loss)
-    ends = list(transfer.ends)
-    for turned, sizes in runs:
-        end = ends[turned]
-        run = end.run(Engine.open_run)
-        for place, size in enumerate(sizes):
-            transfer.write(end, run, size, last=place == len(sizes) - 1)
-            if weather.random() < 0.2:
-                transfer.write(end, end.engine._control_out, 300, last=False)
-                end.run(lambda engine: engine.send_datagram_frame(b"overtaking"))
-                transfer.flight()
-            if weather.random() < 0.1:
-                end.run(Engine.request_key_update)
-    transfer.run()
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    role=roles,
-    seed=seeds,
-    sizes=st.lists(st.integers(1, 20_000), min_size=1, max_size=3),
-    before=st.sampled_from([0, 3, 40]),
-    end=st.booleans(),
-)
-def test_one_plain_stream_leaves_byte_for_byte_as_by_aioquic(
-    role: Role, seed: int, sizes: list[int], before: int, end: bool
-) -> None:
-    """As far as the pacing of both goes; `before` flights make the offsets long and the window wide."""
-    pair = Pair(role, [Ways(sending=True), OWN], OWN, seed=seed)
-    fast, slow = pair.near
-    # What comes before is sent in aioquic's way by both.
-    fast.ways = OWN
-    run = pair.each(lambda end: end.run(Engine.open_run))
-    for _ in range(before):
-        pair.each(lambda end: end.run(lambda engine: engine.write_run(run, bytes(9000), end=False)))
-        sent = pair.send()
-        pair.wait(FLIGHT)
-        pair.far_feed(sent)
-        pair.far.events()
-        pair.wait(FLIGHT)
-        pair.feed(pair.far_send())
-    pair.agree()
-    fast.ways = FAST
-    # Nothing to acknowledge is due.
-    for twin in pair.near:
-        twin.engine._spaces[tls.Epoch.ONE_RTT].ack_at = None
-    for place, size in enumerate(sizes):
-        last = end and place == len(sizes) - 1
-        data = written(run, 0, size)
-        for twin in pair.near:
-            twin.engine.write_run(run, data, end=last)
-    ours, theirs = (twin.send(pair.now) for twin in (fast, slow))
-    count = min(len(ours), len(theirs))
-    assert ours[:count] == theirs[:count]
-    assert count or not (ours or theirs)
-
-
-def test_with_an_unknown_version_of_aioquic_everything_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same calls, and the fast paths unused."""
-    assert aioquic.__version__ in KNOWN_VERSIONS
-    assert Pair(Role.DIALER, [FAST], FAST).near[0].bulk_at_first
-    monkeypatch.setattr(aioquic, "__version__", "1.7.99")
-    pair = Pair(Role.DIALER, [UNKNOWN, OWN], UNKNOWN)
-    assert not any(end.bulk_at_first for end in (*pair.near, pair.far))
-    transfer = Transfer(Pair(Role.DIALER, [UNKNOWN], UNKNOWN), Random(0), 0.05)
-    for end in transfer.ends:
-        transfer.write(end, end.run(Engine.open_run), 300_000, last=True)
-    transfer.run()

@@ -43,3 +43,13 @@ def test_before_the_first_round_trip_all_may_leave() -> None:
     assert pacer.room(0.0) > 1000
     pacer.sent(1000)
     assert pacer.room(0.0) > 1000
+
+
+def test_what_may_leave_now_need_not_wait() -> None:
+    """For a timer that fires later than it was set to, too."""
+    pacer = BurstPacer(max_datagram_size=PACKET)
+    pacer.update_rate(100 * PACKET, 0.1)
+    pacer.sent(pacer.room(1.0))
+    assert pacer.next_send_time(1.0) == 1.0 + PACING_TURN
+    assert pacer.next_send_time(1.1) is None
+    assert pacer.room(1.1) > 1
