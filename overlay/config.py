@@ -99,7 +99,7 @@ class Config:
     delivery_timeout: float = 30.0
     """How long leaving `async with stream`, or a `Driver`, waits for the peer's acknowledgement."""
     largest_datagram: int = MAXIMUM_DATAGRAM
-    """Bytes up to which raw UDP looks for the path's MTU: what UDP over IPv4 can carry."""
+    """Bytes up to which raw UDP looks for the path's MTU, and QUIC from 1200 to 8972: what UDP over IPv4 can carry."""
     interfaces: tuple[str, ...] = ()
     """Names of network interfaces to use, such as `eth0`; empty: all."""
     fwmark: int | None = None

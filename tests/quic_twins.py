@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from unittest import mock
 
 from aioquic import tls
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
 from aioquic.quic.congestion.base import QuicRttMonitor
 from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import Limit, NetworkAddress, QuicConnectionId, QuicNetworkPath
@@ -77,7 +78,16 @@ class Ways(NamedTuple):
 class End:
     """An engine, the randomness that it draws from, and what was written to it and read from it."""
 
-    def __init__(self, role: Role, ways: Ways, seed: int, peer: PeerId, original: bytes | None = None) -> None:
+    def __init__(
+        self,
+        role: Role,
+        ways: Ways,
+        seed: int,
+        peer: PeerId,
+        original: bytes | None = None,
+        *,
+        largest_datagram: int = SMALLEST_MAX_DATAGRAM_SIZE,
+    ) -> None:
         self.role = role
         self.ways = ways
         self._source = Random(seed * 2 + (role is Role.DIALER))
@@ -90,6 +100,7 @@ class End:
                 START,
                 expected=peer if dials else None,
                 windows=None if dials else Budget(64 * MiB),
+                largest_datagram=largest_datagram,
                 original_destination_connection_id=original,
             )
             if dials:
@@ -282,7 +293,10 @@ INNER: Final = (
 )
 """Objects whose attributes are state."""
 BESIDES: Final = frozenset(
-    {"tls", "_configuration", "_QuicConnection__frame_handlers", "_events", "_loss.is_bulk", "_loss.spaces", "_pacer"}
+    {
+        *("tls", "_configuration", "_QuicConnection__frame_handlers", "_events", "_loss.is_bulk", "_loss.spaces"),
+        *("_pacer", "_searched", "_first_probe"),
+    }
 )
 """What is no state of the connection, or is the fast paths' own, or is looked at under another name."""
 

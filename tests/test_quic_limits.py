@@ -309,7 +309,7 @@ async def test_only_a_packet_that_decrypts_counts_as_a_sign_of_life() -> None:
             timer = engine.get_timer()
             assert timer is not None
             engine.handle_timer(timer)
-            assert engine.datagrams_to_send(timer)
+            assert list(engine.bursts_to_send(timer))
         assert connection.last_progress() == progress, "a probe is no answer"
 
 

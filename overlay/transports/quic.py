@@ -1,7 +1,7 @@
 """QUIC: aioquic's sans-I/O connection, made mutual, bounded and driven by us.
 
-Only this file, `quic_bulk.py` and `quic_recovery.py` touch private names of aioquic (1.7). Here is what it does that we
-would not have, or does not do that we need; there is what it does too slowly. What is changed here:
+Only this file, `quic_mtu.py`, `quic_bulk.py` and `quic_recovery.py` touch private names of aioquic (1.7). Here is what
+it does that we would not have, or does not do that we need; there is what it does too slowly. What is changed here:
 
 - **Who is it?** aioquic has no public switch for client certificates, lets an empty Certificate message through, and
   goes on after a fatal alert until its next packet is built: a client that sends a victim's certificate with garbage
@@ -23,11 +23,11 @@ import logging
 import math
 import ssl
 from collections import deque
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
-from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -55,9 +55,9 @@ from overlay.identity import Identity, PeerId, peer_id_of
 from overlay.protocol.budget import Budget
 from overlay.protocol.codes import CloseCode
 from overlay.transports.base import ClosedBy, CloseReason, Role
-from overlay.transports.quic_bulk import BulkConnection
-from overlay.transports.quic_congestion import OVERLAY, OverlayReno
+from overlay.transports.quic_congestion import OVERLAY
 from overlay.transports.quic_handshakes import CONNECTION_ID_BYTES
+from overlay.transports.quic_mtu import SearchingConnection
 from overlay.transports.quic_runs import MAX_HEADER, MAX_RUN
 
 logger = logging.getLogger(__name__)
@@ -92,10 +92,6 @@ MANY_STREAMS: Final = 12
 """Streams up to which aioquic's own way is the cheaper one."""
 TURN: Final = 16 * KiB
 """Bytes of streams that aioquic looks at together when there are many."""
-MAX_CONNECTION_ID_BYTES: Final = 20
-"""RFC 9000 section 17.2: what a peer may make us put into each short header."""
-DATAGRAM_OVERHEAD: Final = 1 + MAX_CONNECTION_ID_BYTES + 2 + 16 + 3
-"""First byte, connection id, packet number, AEAD tag, and type and length of the frame."""
 
 CLOSE_CODES: Final[dict[int, CloseCode]] = {
     QuicErrorCode.NO_ERROR: CloseCode.NO_ERROR,
@@ -130,7 +126,7 @@ def quic_configuration(identity: Identity, config: Config, role: Role) -> QuicCo
     )
 
 
-class Engine(BulkConnection):
+class Engine(SearchingConnection):
     """aioquic's connection with mutual authentication and bounded buffers.
 
     Args:
@@ -139,6 +135,7 @@ class Engine(BulkConnection):
         now: the clock's time.
         expected: the key that is dialled; None on the accepting side.
         windows: what the windows of all accepted connections may grow by together; None on the dialling side.
+        largest_datagram: as far as it may look for what the path carries, in bytes.
         original_destination_connection_id: what the client drew, on the accepting side.
         retry_source_connection_id: what our Retry told it to use instead.
 
@@ -156,11 +153,13 @@ class Engine(BulkConnection):
         *,
         expected: PeerId | None = None,
         windows: Budget | None = None,
+        largest_datagram: int = SMALLEST_MAX_DATAGRAM_SIZE,
         original_destination_connection_id: bytes | None = None,
         retry_source_connection_id: bytes | None = None,
     ) -> None:
         super().__init__(
             now,
+            largest_datagram=largest_datagram,
             configuration=configuration,
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
@@ -205,11 +204,6 @@ class Engine(BulkConnection):
         return self.congestion.rtt_min
 
     @property
-    def probe_timeout(self) -> float | None:
-        """In seconds, without backoff, or None before the first sample."""
-        return self._loss.get_probe_timeout() if self._loss._rtt_initialized else None
-
-    @property
     def last_progress(self) -> float:
         """When the peer last showed that our packets arrive; with none under way, when it was last heard.
 
@@ -218,25 +212,6 @@ class Engine(BulkConnection):
         if not self._loss.bytes_in_flight:
             return self.last_heard
         return self.congestion.last_acknowledged
-
-    @property
-    def congestion(self) -> OverlayReno:
-        """The congestion control, which also counts what was sent and lost."""
-        return cast("OverlayReno", self._loss._cc)
-
-    @property
-    def mtu(self) -> int:
-        """Bytes of the largest datagram that it sends."""
-        return self._max_datagram_size
-
-    @property
-    def max_datagram(self) -> int:
-        """The longest datagram that fits into a packet and is not too long for the peer.
-
-        A longer one would block all others, as aioquic never drops one.
-        """
-        theirs = (self._remote_max_datagram_frame_size or 0) - 3
-        return max(0, min(self._max_datagram_size - DATAGRAM_OVERHEAD, theirs))
 
     @property
     def waiting_datagrams(self) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 
 import aioquic
 from aioquic._crypto import AEAD, CryptoError, HeaderProtection
-from aioquic.quic.connection import NetworkAddress, QuicConnection, QuicConnectionState
+from aioquic.quic.connection import NetworkAddress, QuicConnection, QuicConnectionState, QuicNetworkPath
 from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.events import StreamDataReceived
 from aioquic.quic.packet import PACKET_FIXED_BIT, decode_packet_number
@@ -32,12 +32,13 @@ from aioquic.quic.stream import QuicStream
 from aioquic.tls import CipherSuite, Epoch
 
 from overlay.protocol.frames import read_varint, varint
+from overlay.transports.quic_congestion import OverlayReno
 from overlay.transports.quic_recovery import BurstPacer, DataPacket, Recovery
 
 KNOWN_VERSIONS: Final = frozenset({"1.7.2"})
 """Of aioquic."""
-MAX_BURST: Final = 27
-"""Packets sent together, 32 KiB: what makes calls cheap, and does not keep the first of them waiting for the last."""
+MAX_BURST: Final = 32 * 1024
+"""Bytes of packets sent together: what makes calls cheap, and does not keep the first of them waiting for the last."""
 KEY_PACKETS: Final = 2**22
 """Packets after which new keys are taken: AES-GCM may seal twice that with one (RFC 9001 section 6.6), and aioquic does
 not count. At a hundred megabytes a second that is some minutes."""
@@ -95,6 +96,11 @@ class BulkConnection(QuicConnection):
     @bulk.setter
     def bulk(self, wanted: bool) -> None:
         self._loss.is_bulk = wanted
+
+    @property
+    def congestion(self) -> OverlayReno:
+        """The congestion control, which also counts what was sent and lost."""
+        return cast("OverlayReno", self._loss._cc)
 
     def _heard(self, now: float, packets: int) -> None:
         """So many packets were decrypted."""
@@ -290,12 +296,13 @@ class BulkConnection(QuicConnection):
         """As much of a stream as credit, congestion control and pacing let go."""
         sender = stream.sender
         pending = sender._pending
-        size = self._max_datagram_size
         path = self._network_paths[0]
         limit = min(
             sender.highest_offset + self._remote_max_data - self._remote_max_data_used, stream.max_stream_data_remote
         )
         while len(pending) and (stop := min(pending[0].stop, limit)) > (start := pending[0].start):
+            # The system may have refused what was yielded before, for its size.
+            size = self._max_datagram_size
             packets = (self._loss.congestion_window - self._loss.bytes_in_flight) // size
             if packets <= 0:
                 return
@@ -303,7 +310,7 @@ class BulkConnection(QuicConnection):
             if not paced:
                 self._pacing_at = self._pacer.next_send_time(now)
                 return
-            data, end, count = self._seal(stream, start, stop, min(packets, paced, MAX_BURST), now)
+            data, end, count = self._seal(stream, start, stop, min(packets, paced, max(1, MAX_BURST // size)), now)
             self._pacer.sent(count)
             pending.subtract(start, end)
             if end > sender.highest_offset:
@@ -312,12 +319,16 @@ class BulkConnection(QuicConnection):
             if end == sender._buffer_fin:
                 sender._pending_eof = False
             sender.buffer_is_empty = not len(pending)
-            path.bytes_sent += len(data)
-            if not self._ack_eliciting_sent_since_receipt:
-                # RFC 9000 section 10.1.
-                self._close_at = now + self._idle_timeout()
-                self._ack_eliciting_sent_since_receipt = True
+            self._left(path, len(data), now)
             yield data, min(size, len(data)), path.addr
+
+    def _left(self, path: QuicNetworkPath, size: int, now: float) -> None:
+        """Note that so many bytes leave that are to be acknowledged."""
+        path.bytes_sent += size
+        if not self._ack_eliciting_sent_since_receipt:
+            # RFC 9000 section 10.1.
+            self._close_at = now + self._idle_timeout()
+            self._ack_eliciting_sent_since_receipt = True
 
     def _seal(self, stream: QuicStream, start: int, stop: int, packets: int, now: float) -> tuple[bytes, int, int]:
         """Packets with the data from `start` on, up to `stop`.

@@ -23,6 +23,8 @@ from aioquic.quic.congestion.base import K_GRANULARITY, register_congestion_cont
 from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.packet_builder import QuicSentPacket
 
+from overlay.protocol.udp.mtu import MtuSearch
+
 OVERLAY: Final = "overlay"
 """For `QuicConfiguration.congestion_control_algorithm`."""
 
@@ -83,6 +85,10 @@ class OverlayReno(RenoCongestionControl):
         self._cut: _Cut | None = None
         self.last_acknowledged = 0.0
         """When the peer last acknowledged a packet."""
+        self.largest_acknowledged = 0
+        """Bytes of the largest packet that was acknowledged since somebody has set it to 0."""
+        self.mtu: MtuSearch | None = None
+        """What is to know which packets are lost."""
         self.sent = 0
         """Packets so far that were to be acknowledged."""
         self.lost = 0
@@ -110,6 +116,9 @@ class OverlayReno(RenoCongestionControl):
         if (packet.sent_time or 0.0) >= self._began:
             self._end_round(now)
         self._acked += packet.sent_bytes
+        self.largest_acknowledged = max(self.largest_acknowledged, packet.sent_bytes)
+        if self.mtu is not None:
+            self.mtu.packet_acknowledged(packet.sent_bytes)
         window = self.congestion_window
         super().on_packet_acked(now=now, packet=packet)
         self.last_acknowledged = now
@@ -120,7 +129,19 @@ class OverlayReno(RenoCongestionControl):
         """Count them."""
         packets = list(packets)
         self.lost += len(packets)
+        self._tell(packets)
         super().on_packets_lost(now=now, packets=packets)
+
+    def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
+        """They are given up, although nobody says that they are lost: after a silence, or with their keys."""
+        packets = list(packets)
+        self._tell(packets)
+        super().on_packets_expired(packets=packets)
+
+    def _tell(self, lost: list[QuicSentPacket]) -> None:
+        if self.mtu is not None:
+            for packet in lost:
+                self.mtu.packets_lost(packet.sent_bytes, 1)
 
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         """Note how long a round trip takes."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from overlay.transports.quic_driver import Driver
 
 MAX_WAITING_DATAGRAMS: Final = 64
-"""DATAGRAM frames that wait for the congestion window: 75 KB, and no more than a late one is worth."""
+"""DATAGRAM frames that wait for the congestion window: 75 KB of 1200 bytes each, 570 KB where packets are jumbo frames;
+no more than a late one is worth."""
 MAX_CONTROL_BACKLOG: Final = 1024 * 1024
 """Bytes of control frames that a peer has not acknowledged: four times the credit that it grants us."""
 
@@ -77,7 +78,7 @@ class QuicLink(Connection):
 
     @property
     def mtu(self) -> int:
-        """Bytes of the largest datagram that it sends: QUIC's smallest, as it does not look for larger ones."""
+        """Bytes of the largest datagram that it sends."""
         return self._engine.mtu
 
     @property
@@ -148,6 +149,7 @@ class QuicLink(Connection):
         if not self._closed and self._driver.leave(lost):
             # RFC 9000 section 9.5: who watches both networks shall not know that it is the same connection.
             self._engine.change_connection_id()
+            self._engine.path_changed()
             self.flush()
         return True
 

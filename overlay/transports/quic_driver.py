@@ -3,6 +3,7 @@
 It exists from the first datagram on. A `QuicLink` is made only when the peer has proven its key.
 """
 
+import errno
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from aioquic.quic.events import ConnectionIdRetired, HandshakeCompleted
@@ -167,6 +168,8 @@ class Driver(PacketDriver[QuicLink]):
         sent = []
         for data, segment, address in self.engine.bursts_to_send(clock()):
             self.refused = self._udp.send_burst(data, segment, address, self._local)
+            if self.refused is not None and self.refused.errno == errno.EMSGSIZE:
+                self.engine.too_large(segment)
             sent.append(data)
         return sent
 

@@ -6,7 +6,7 @@ for the congestion control. Loss detection, the round-trip time and all timers (
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 from aioquic.quic.packet import QuicPacketType
@@ -65,6 +65,36 @@ class DataPacket:
         self.sender.on_data_delivery(QuicDeliveryState.ACKED, self.start, self.stop, self.fin)
 
 
+class ProbePacket:
+    """A packet that only finds out whether one of its size arrives, as a `QuicSentPacket`."""
+
+    __slots__ = ("_handler", "packet_number", "sent_bytes", "sent_time")
+
+    epoch = Epoch.ONE_RTT
+    packet_type = QuicPacketType.ONE_RTT
+    in_flight = False
+    """It is none of the congestion control's (RFC 9000 section 14.4)."""
+    is_ack_eliciting = True
+    is_crypto_packet = False
+
+    def __init__(
+        self,
+        packet_number: int,
+        sent_time: float,
+        sent_bytes: int,
+        handler: Callable[[QuicDeliveryState, int, int], None],
+    ) -> None:
+        self.packet_number = packet_number
+        self.sent_time = sent_time
+        self.sent_bytes = sent_bytes
+        self._handler = handler
+
+    @property
+    def delivery_handlers(self) -> list[tuple[QuicDeliveryHandler, Any]]:
+        """What aioquic calls when it is acknowledged or lost."""
+        return [(self._handler, (self.packet_number, self.sent_bytes))]
+
+
 class BurstPacer(QuicPacketPacer):
     """aioquic's pacer (RFC 9002 section 7.7), which lets at least all packets of a PACING_TURN leave together."""
 
@@ -107,13 +137,25 @@ class Recovery(QuicPacketRecovery):
             while numbers and not space.sent_packets[numbers.pop()].is_ack_eliciting:
                 pass
             self._acknowledge(numbers, now, space)
+        timeouts = self._pto_count
         super().on_ack_received(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
+        if not self._rtt_initialized:
+            # The backoff is what makes it wait long enough for the first answer. To aioquic an acknowledgement of an
+            # acknowledgement ends it: then, where a round trip is longer than its guess, it never learns how long.
+            self._pto_count = timeouts
 
     def on_burst_sent(self, packets: int, size: int, now: float, space: QuicPacketSpace) -> None:
         """So many packets of data, of `size` bytes together, are among the space's sent ones now."""
         space.ack_eliciting_in_flight += packets
         self._time_of_last_sent_ack_eliciting_packet = now
         cast("OverlayReno", self._cc).on_burst_sent(packets, size)
+
+    def on_probe_sent(self, packet: ProbePacket, space: QuicPacketSpace) -> None:
+        """A probe has left."""
+        space.sent_packets[packet.packet_number] = packet  # type: ignore[assignment]  # it has what is looked at
+        space.ack_eliciting_in_flight += 1
+        # aioquic would think that it has been under way for as long as the last packet of data.
+        self._time_of_last_sent_ack_eliciting_packet = packet.sent_time
 
     def _acknowledge(self, numbers: list[int], now: float, space: QuicPacketSpace) -> None:
         merged: DataPacket | None = None

@@ -74,7 +74,13 @@ class QuicTransport(PacketTransport[Driver]):
 
         def begin(udp: UdpSocket) -> Driver:
             now = clock()
-            engine = Engine(self._identity, self._dialing, now, expected=peer_id)
+            engine = Engine(
+                self._identity,
+                self._dialing,
+                now,
+                expected=peer_id,
+                largest_datagram=self._config.largest_datagram,
+            )
             engine.connect(remote, now)
             return Driver(engine, udp, remote, None, self._routes, dial)
 
@@ -148,6 +154,7 @@ class QuicTransport(PacketTransport[Driver]):
             self._accepting,
             now,
             windows=self._windows,
+            largest_datagram=self._config.largest_datagram,
             original_destination_connection_id=original,
             retry_source_connection_id=retried,
         )

@@ -175,6 +175,7 @@ def _sizes() -> Iterator[Scenario]:
     silent = _nobody_tells()
     yield from both_ways(name="PMTU black hole at 600", plan=_with("wan_b", mtu=600), wrong=silent, first=("udp",))
     yield from both_ways(name="PMTU black hole at 1280", plan=hole, wrong=_nobody_tells())
+    yield from both_ways(name="PMTU black hole at 1400", plan=_with("wan_b", mtu=1400), wrong=_nobody_tells())
     without_udp = _nobody_tells(Firewall.UDP_BLOCKED)
     name = "PMTU black hole at 1280, all UDP blocked"
     yield from both_ways(name=name, plan=hole, wrong=without_udp, first=("tcp",))
@@ -262,6 +263,12 @@ def _changing() -> Iterator[Scenario]:
             wrong=_nobody_tells(Firewall.UDP_BLOCKED),
             first=("tcp",),
             purposes=("replace", "inbound"),
+        )
+        yield _under_way(
+            "the MTU falls to 1280 without a word, over quic",
+            (0.3, shrink),
+            dialler=dialler,
+            wrong=_nobody_tells(Firewall.TCP_BLOCKED),
         )
         yield _under_way(
             "the MTU falls to 1280 without a word, over udp",
