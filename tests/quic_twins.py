@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from overlay.config import Config, MiB
 from overlay.identity import Identity, PeerId
 from overlay.protocol.budget import Budget
+from overlay.transports import quic_bulk, quic_recovery
 from overlay.transports.base import Role
 from overlay.transports.quic import Engine, quic_configuration
 from overlay.transports.quic_recovery import DataPacket
@@ -53,7 +54,10 @@ KEYS: Final = {role: Ed25519PrivateKey.from_private_bytes(bytes([role is Role.DI
 
 @contextmanager
 def drawing(source: Random) -> Iterator[None]:
-    """Let aioquic draw from `source`, and keep its sets of streams in an order that does not depend on addresses."""
+    """Let aioquic draw from `source`, and keep its sets of streams in an order that does not depend on addresses.
+
+    The fast paths are taken for whatever is theirs, however little it is.
+    """
 
     def key() -> X25519PrivateKey:
         return X25519PrivateKey.from_private_bytes(source.randbytes(32))
@@ -62,6 +66,8 @@ def drawing(source: Random) -> Iterator[None]:
         mock.patch("os.urandom", source.randbytes),
         mock.patch.object(X25519PrivateKey, "generate", key),
         mock.patch.object(QuicStream, "__hash__", lambda stream: hash(stream.stream_id)),
+        mock.patch.object(quic_bulk, "SHORT", 0),
+        mock.patch.object(quic_recovery, "FEW", 0),
     ):
         yield
 

@@ -16,7 +16,7 @@ def leave(pacer: BurstPacer, window: int, round_trip: float) -> list[tuple[float
     while now < 1.0 + SECONDS:
         packets = pacer.room(now)
         if packets:
-            pacer.sent(packets)
+            pacer.sent(packets * PACKET)
             bursts.append((now, packets))
         at = pacer.next_send_time(now)
         assert at is not None
@@ -41,7 +41,7 @@ def test_before_the_first_round_trip_all_may_leave() -> None:
     pacer = BurstPacer(max_datagram_size=PACKET)
     assert pacer.next_send_time(0.0) is None
     assert pacer.room(0.0) > 1000
-    pacer.sent(1000)
+    pacer.sent(1000 * PACKET)
     assert pacer.room(0.0) > 1000
 
 
@@ -49,7 +49,23 @@ def test_what_may_leave_now_need_not_wait() -> None:
     """For a timer that fires later than it was set to, too."""
     pacer = BurstPacer(max_datagram_size=PACKET)
     pacer.update_rate(100 * PACKET, 0.1)
-    pacer.sent(pacer.room(1.0))
+    pacer.sent(pacer.room(1.0) * PACKET)
     assert pacer.next_send_time(1.0) == 1.0 + PACING_TURN
     assert pacer.next_send_time(1.1) is None
     assert pacer.room(1.1) > 1
+
+
+def test_a_small_packet_takes_as_much_of_the_rate_as_it_has_bytes() -> None:
+    """Two answers of a few bytes are no window of two large packets."""
+    pacer = BurstPacer(max_datagram_size=PACKET)
+    pacer.update_rate(2 * PACKET, 1.0)
+    assert pacer.room(100.0) == 2
+    for _ in range(20):
+        assert pacer.next_send_time(100.0) is None
+        pacer.update_after_send(100.0)
+        pacer.was_smaller(PACKET // 20)
+    assert pacer.room(100.0) == 1
+    pacer.update_after_send(100.0)
+    at = pacer.next_send_time(100.0)
+    assert at is not None
+    assert 100.4 < at <= 100.5

@@ -42,6 +42,8 @@ MAX_BURST: Final = 32 * 1024
 KEY_PACKETS: Final = 2**22
 """Packets after which new keys are taken: AES-GCM may seal twice that with one (RFC 9001 section 6.6), and aioquic does
 not count. At a hundred megabytes a second that is some minutes."""
+SHORT: Final = 512
+"""Bytes of a single datagram below which it is hardly ever plain data, and to look is to open it twice."""
 AES: Final = frozenset({CipherSuite.AES_128_GCM_SHA256, CipherSuite.AES_256_GCM_SHA384})
 """With ChaCha20 each packet's header has a key stream of its own."""
 SAMPLE: Final = 16
@@ -118,7 +120,7 @@ class BulkConnection(QuicConnection):
         at = 0
         masks = b""
         while at < len(data) and self._close_event is None:
-            keys = self._keys_in(addr)
+            keys = self._keys_in(addr) if len(data) > segment or segment >= SHORT else None
             if keys is not None:
                 masks = masks or self._masks_in(keys, data, segment)
                 at = self._take(keys, masks, data, at, segment, now)
@@ -310,8 +312,8 @@ class BulkConnection(QuicConnection):
             if not paced:
                 self._pacing_at = self._pacer.next_send_time(now)
                 return
-            data, end, count = self._seal(stream, start, stop, min(packets, paced, max(1, MAX_BURST // size)), now)
-            self._pacer.sent(count)
+            data, end = self._seal(stream, start, stop, min(packets, paced, max(1, MAX_BURST // size)), now)
+            self._pacer.sent(len(data))
             pending.subtract(start, end)
             if end > sender.highest_offset:
                 self._remote_max_data_used += end - sender.highest_offset
@@ -330,12 +332,8 @@ class BulkConnection(QuicConnection):
             self._close_at = now + self._idle_timeout()
             self._ack_eliciting_sent_since_receipt = True
 
-    def _seal(self, stream: QuicStream, start: int, stop: int, packets: int, now: float) -> tuple[bytes, int, int]:
-        """Packets with the data from `start` on, up to `stop`.
-
-        Returns:
-            The packets, the end of the data in them, and how many there are.
-        """
+    def _seal(self, stream: QuicStream, start: int, stop: int, packets: int, now: float) -> tuple[bytes, int]:
+        """Packets with the data from `start` on, up to `stop`; and where the data ends that is in them."""
         sender = stream.sender
         buffer, base, final = sender._buffer, sender._buffer_start, sender._buffer_fin
         pair = self._cryptos[Epoch.ONE_RTT]
@@ -378,7 +376,7 @@ class BulkConnection(QuicConnection):
             burst[at + number_at + 1] ^= masks[mask + 2]
         self._packet_number = number
         self._loss.on_burst_sent(len(samples), total, now, self._spaces[Epoch.ONE_RTT])
-        return bytes(burst), offset, len(samples)
+        return bytes(burst), offset
 
 
 def _data_frame(payload: bytes) -> tuple[int, int, int] | None:

@@ -21,6 +21,8 @@ from overlay.transports.quic_congestion import OverlayReno
 PACING_TURN: Final = 0.001
 """Seconds: what may leave within this time, leaves together. Timers are no finer, and each burst costs a call."""
 
+FEW: Final = 8
+"""Packets under way that are sooner acknowledged one by one."""
 UNPACED: Final = 2**16
 """Packets: more than are ever under way."""
 
@@ -109,7 +111,7 @@ class BurstPacer(QuicPacketPacer):
             return UNPACED
         self.update_bucket(now)
         # What is rounded off in a sum of many times must not cost a whole packet.
-        return int(self.bucket_time / self.packet_time + 0.01)
+        return max(0, int(self.bucket_time / self.packet_time + 0.01))
 
     def next_send_time(self, now: float) -> float | None:  # type: ignore[override]  # aioquic's says it is no None
         """When the next packet may leave; None: now. aioquic's own lets one go as soon as a part of it may."""
@@ -117,10 +119,25 @@ class BurstPacer(QuicPacketPacer):
             return None
         return now + max(self.packet_time - self.bucket_time, PACING_TURN)
 
-    def sent(self, packets: int) -> None:
-        """So many have left, at the time of the last `room`."""
+    def sent(self, size: int) -> None:
+        """So many bytes have left, at the time of the last `room`."""
         if self.packet_time is not None:
-            self.bucket_time = max(0.0, self.bucket_time - packets * self.packet_time)
+            self.bucket_time -= self.packet_time * size / self._max_datagram_size
+
+    def update_after_send(self, now: float) -> None:
+        """A packet was made by aioquic; see `was_smaller`."""
+        if self.packet_time is not None:
+            self.update_bucket(now)
+            self.bucket_time -= self.packet_time
+
+    def was_smaller(self, size: int) -> None:
+        """It had only `size` bytes that congestion control counts; else two small ones would be a window of large ones.
+
+        Acknowledgements have none (RFC 9002 section 7.7).
+        """
+        if self.packet_time is not None:
+            left = self.packet_time * (1 - size / self._max_datagram_size)
+            self.bucket_time = min(self.bucket_max, self.bucket_time + left)
 
 
 class Recovery(QuicPacketRecovery):
@@ -131,7 +148,7 @@ class Recovery(QuicPacketRecovery):
 
     def on_ack_received(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
         """Take note of all packets but the last one, then let aioquic do that one and all the rest."""
-        if self.is_bulk:
+        if self.is_bulk and len(space.sent_packets) > FEW:
             numbers = list(_newly_acknowledged(ack_rangeset, space))
             # The round-trip time is measured if one packet at least of those that are left had to be acknowledged.
             while numbers and not space.sent_packets[numbers.pop()].is_ack_eliciting:
@@ -143,6 +160,12 @@ class Recovery(QuicPacketRecovery):
             # The backoff is what makes it wait long enough for the first answer. To aioquic an acknowledgement of an
             # acknowledgement ends it: then, where a round trip is longer than its guess, it never learns how long.
             self._pto_count = timeouts
+
+    def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
+        """A packet was sent by aioquic."""
+        super().on_packet_sent(packet=packet, space=space)
+        if packet.epoch is Epoch.ONE_RTT:
+            cast("BurstPacer", self._pacer).was_smaller(packet.sent_bytes if packet.in_flight else 0)
 
     def on_burst_sent(self, packets: int, size: int, now: float, space: QuicPacketSpace) -> None:
         """So many packets of data, of `size` bytes together, are among the space's sent ones now."""
