@@ -1,8 +1,8 @@
 """What aioquic remembers of packets that it has sent, made cheap for those that carry data and nothing else.
 
-aioquic calls two handlers and makes two lists for each packet, and takes 14 us for one that is acknowledged. Here a
-packet of data is a small record; an acknowledgement of many that follow each other is one step for the stream, and one
-for the congestion control. Loss detection, the round-trip time and all timers (RFC 9002) stay aioquic's.
+For aioquic each packet is ten attributes and two lists, and its acknowledgement a walk through ranges of its stream.
+Here a packet of data is a small record, and the acknowledgement of many in a row is one step for their stream.
+Loss detection, the round-trip time and all timers (RFC 9002) stay aioquic's, but for the pacer.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,6 @@ from overlay.transports.quic_congestion import OverlayReno
 
 PACING_TURN: Final = 0.001
 """Seconds: what may leave within this time, leaves together. Timers are no finer, and each burst costs a call."""
-
 FEW: Final = 8
 """Packets under way that are sooner acknowledged one by one."""
 UNPACED: Final = 2**16
@@ -141,7 +140,7 @@ class BurstPacer(QuicPacketPacer):
 
 
 class Recovery(QuicPacketRecovery):
-    """aioquic's loss recovery, to which an acknowledgement of many packets is one step, not one for each."""
+    """aioquic's loss recovery, to which the acknowledgement of many packets of data is one of their stream's bytes."""
 
     is_bulk = True
     """Whether it is; otherwise aioquic's own code does it all."""
