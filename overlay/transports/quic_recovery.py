@@ -26,16 +26,23 @@ UNPACED: Final = 2**16
 """Packets: more than are ever under way."""
 
 
-class DataPacket:
-    """A packet with one STREAM frame, as a `QuicSentPacket`."""
+class _SentPacket:
+    """What aioquic asks of a `QuicSentPacket`, whatever is in it."""
 
-    __slots__ = ("fin", "packet_number", "sender", "sent_bytes", "sent_time", "start", "stop")
+    __slots__ = ("packet_number", "sent_bytes", "sent_time")
 
     epoch = Epoch.ONE_RTT
     packet_type = QuicPacketType.ONE_RTT
-    in_flight = True
     is_ack_eliciting = True
     is_crypto_packet = False
+
+
+class DataPacket(_SentPacket):
+    """A packet with one STREAM frame."""
+
+    __slots__ = ("fin", "sender", "start", "stop")
+
+    in_flight = True
 
     def __init__(
         self,
@@ -66,17 +73,13 @@ class DataPacket:
         self.sender.on_data_delivery(QuicDeliveryState.ACKED, self.start, self.stop, self.fin)
 
 
-class ProbePacket:
-    """A packet that only finds out whether one of its size arrives, as a `QuicSentPacket`."""
+class ProbePacket(_SentPacket):
+    """A packet that only finds out whether one of its size arrives."""
 
-    __slots__ = ("_handler", "packet_number", "sent_bytes", "sent_time")
+    __slots__ = ("_handler",)
 
-    epoch = Epoch.ONE_RTT
-    packet_type = QuicPacketType.ONE_RTT
     in_flight = False
     """It is none of the congestion control's (RFC 9000 section 14.4)."""
-    is_ack_eliciting = True
-    is_crypto_packet = False
 
     def __init__(
         self,
