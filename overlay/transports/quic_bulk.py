@@ -104,6 +104,17 @@ class BulkConnection(QuicConnection):
         """The congestion control, which also counts what was sent and lost."""
         return cast("OverlayReno", self._loss._cc)
 
+    @property
+    def _is_settled(self) -> bool:
+        """Whether it is established, lives, and has proven its path; never with a version that is not known."""
+        return (
+            self.bulk
+            and self._handshake_confirmed
+            and self._state is QuicConnectionState.CONNECTED
+            and self._close_event is None
+            and self._network_paths[0].is_validated
+        )
+
     def _heard(self, now: float, packets: int) -> None:
         """So many packets were decrypted."""
         self.packets_received += packets
@@ -130,11 +141,10 @@ class BulkConnection(QuicConnection):
 
     def _keys_in(self, addr: NetworkAddress) -> CryptoContext | None:
         """What opens the packets of an established connection that come as they have always come."""
-        if not (self.bulk and self._handshake_confirmed and self._state is QuicConnectionState.CONNECTED):
+        if not self._is_settled or self._network_paths[0].addr != addr:
             return None
-        path = self._network_paths[0]
         keys = self._cryptos[Epoch.ONE_RTT].recv
-        return keys if path.is_validated and path.addr == addr and keys.cipher_suite in AES else None
+        return keys if keys.cipher_suite in AES else None
 
     def _masks_in(self, keys: CryptoContext, data: bytes, segment: int) -> bytes:
         """What hides the headers (RFC 9001 section 5.4.3): SAMPLE bytes for each packet, of which 5 are used."""
@@ -270,12 +280,10 @@ class BulkConnection(QuicConnection):
                 self._streams_queue.append(stream)
 
     def _sends_bulk(self) -> bool:
-        if not (self.bulk and self._handshake_confirmed and self._state is QuicConnectionState.CONNECTED):
-            return False
-        pair = self._cryptos[Epoch.ONE_RTT]
+        pair = self._cryptos.get(Epoch.ONE_RTT)
         return (
-            self._close_event is None
-            and self._network_paths[0].is_validated
+            pair is not None
+            and self._is_settled
             and pair.send.cipher_suite in AES
             and not pair._update_key_requested
             # A probe may leave although the window is full, and takes data along: that is aioquic's matter.
@@ -332,24 +340,27 @@ class BulkConnection(QuicConnection):
             self._close_at = now + self._idle_timeout()
             self._ack_eliciting_sent_since_receipt = True
 
+    def _header_start(self) -> bytes:
+        """A packet's header up to its number of PACKET_NUMBER bytes (RFC 9000 section 17.3.1)."""
+        phase = self._cryptos[Epoch.ONE_RTT].key_phase * KEY_PHASE
+        return b"%c%b" % (PACKET_FIXED_BIT | self._spin_bit * SPIN | phase | (PACKET_NUMBER - 1), self._peer_cid.cid)
+
     def _seal(self, stream: QuicStream, start: int, stop: int, packets: int, now: float) -> tuple[bytes, int]:
         """Packets with the data from `start` on, up to `stop`; and where the data ends that is in them."""
         sender = stream.sender
         buffer, base, final = sender._buffer, sender._buffer_start, sender._buffer_fin
         pair = self._cryptos[Epoch.ONE_RTT]
         seal = cast("AEAD", pair.send.aead).encrypt
-        cid = self._peer_cid.cid
-        head = PACKET_FIXED_BIT | self._spin_bit * SPIN | pair.key_phase * KEY_PHASE | (PACKET_NUMBER - 1)
-        before = b"%c%b" % (head, cid)
+        before = self._header_start()
         number_at = len(before)
         stream_id = varint(stream.stream_id or 0)
         # Behind the header: type, stream, length, seal; the offset may be there or not.
         room = self._max_datagram_size - number_at - PACKET_NUMBER - 1 - len(stream_id) - 2 - TAG
         number = self._packet_number
-        sent = self._spaces[Epoch.ONE_RTT].sent_packets
+        space = self._spaces[Epoch.ONE_RTT]
         parts: list[bytes] = []
         samples: list[bytes] = []
-        offset, total = start, 0
+        offset = start
         while offset < stop and len(samples) < packets:
             where = varint(offset) if offset else b""
             end = min(offset + room - len(where), stop)
@@ -363,8 +374,8 @@ class BulkConnection(QuicConnection):
             # From the fourth byte behind the start of the packet number on.
             samples.append(sealed[4 - PACKET_NUMBER : 4 - PACKET_NUMBER + SAMPLE])
             size = len(header) + len(sealed)
-            sent[number] = DataPacket(number, now, size, sender, offset, end, fin=fin)  # type: ignore[assignment]
-            total += size
+            packet = DataPacket(number, now, size, sender, offset, end, fin=fin)
+            space.sent_packets[number] = packet  # type: ignore[assignment]  # it has what is looked at
             offset = end
             number += 1
         masks = _encrypt(pair.send, b"".join(samples))
@@ -375,7 +386,7 @@ class BulkConnection(QuicConnection):
             burst[at + number_at] ^= masks[mask + 1]
             burst[at + number_at + 1] ^= masks[mask + 2]
         self._packet_number = number
-        self._loss.on_burst_sent(len(samples), total, now, self._spaces[Epoch.ONE_RTT])
+        self._loss.on_burst_sent(len(samples), len(burst), now, space)
         return bytes(burst), offset
 
 

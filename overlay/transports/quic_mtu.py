@@ -15,20 +15,20 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
-from aioquic.quic.connection import NetworkAddress, QuicConnectionState, QuicNetworkPath, QuicReceiveContext
-from aioquic.quic.packet import PACKET_FIXED_BIT, QuicFrameType
+from aioquic.quic.connection import NetworkAddress, QuicNetworkPath, QuicReceiveContext
+from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.tls import Epoch
 
 from overlay.protocol.udp.mtu import FIRST_PATIENCE, MtuSearch
-from overlay.transports.quic_bulk import KEY_PHASE, PACKET_NUMBER, SPIN, TAG, BulkConnection, Burst
+from overlay.transports.quic_bulk import PACKET_NUMBER, TAG, BulkConnection, Burst
 from overlay.transports.quic_recovery import ProbePacket
 
 LARGEST: Final = 8972
 """Jumbo frames. aioquic's lengths of two bytes end at 16,383, and a burst has to have some packets."""
 MAX_CONNECTION_ID_BYTES: Final = 20
 """RFC 9000 section 17.2: what a peer may make us put into each short header."""
-DATAGRAM_OVERHEAD: Final = 1 + MAX_CONNECTION_ID_BYTES + 2 + 16 + 3
+DATAGRAM_OVERHEAD: Final = 1 + MAX_CONNECTION_ID_BYTES + PACKET_NUMBER + TAG + 3
 """First byte, connection id, packet number, AEAD tag, and type and length of the frame."""
 SILENCES: Final = 2
 """Probe timeouts in succession after which every second probe is a small one."""
@@ -120,21 +120,12 @@ class SearchingConnection(BulkConnection):
 
     def _may_search(self) -> bool:
         """Whether probes may leave: where nothing arrives, what is lost says nothing about its size."""
-        return (
-            self._wants_more
-            and self.bulk
-            and not self._silences
-            and self._handshake_confirmed
-            and self._state is QuicConnectionState.CONNECTED
-            and self._close_event is None
-            and self._network_paths[0].is_validated
-        )
+        return self._wants_more and not self._silences and self._is_settled
 
     def _probe(self, size: int, now: float) -> Burst:
         path, pair = self._network_paths[0], self._cryptos[Epoch.ONE_RTT]
         number = self._packet_number
-        first = PACKET_FIXED_BIT | self._spin_bit * SPIN | pair.key_phase * KEY_PHASE | (PACKET_NUMBER - 1)
-        header = b"%c%b%b" % (first, self._peer_cid.cid, (number & 0xFFFF).to_bytes(PACKET_NUMBER, "big"))
+        header = self._header_start() + (number & 0xFFFF).to_bytes(PACKET_NUMBER, "big")
         payload = bytes((QuicFrameType.PING,)).ljust(size - len(header) - TAG, b"\0")
         data = pair.encrypt_packet(header, payload, number)
         self._packet_number += 1
@@ -166,7 +157,7 @@ class SearchingConnection(BulkConnection):
             return super()._send_probing_frames(network_path, now)
 
     def _resize(self) -> None:
-        self._use(self._search.size)
+        self._max_datagram_size = self._search.size
         congestion = self.congestion
         congestion._max_datagram_size = self._pacer._max_datagram_size = self._search.size
         # A window that has no room for a packet would never open.
@@ -175,16 +166,13 @@ class SearchingConnection(BulkConnection):
         self._datagrams_pending.clear()
         self._datagrams_pending.extend(waiting)
 
-    def _use(self, size: int) -> None:
-        self._max_datagram_size = size
-
     @contextmanager
     def _small(self) -> Iterator[None]:
         """Make packets that every path carries."""
         size = self._max_datagram_size
-        self._use(self._search.base)
+        self._max_datagram_size = self._search.base
         try:
             yield
         finally:
             # The system may have refused the former size meanwhile.
-            self._use(min(size, self._search.size))
+            self._max_datagram_size = min(size, self._search.size)
